@@ -1,0 +1,28 @@
+"""Time comes in from outside, so that nothing needs a sleep to be tested."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Two clocks that must not be mixed: monotonic for durations, wall for records."""
+
+    def monotonic(self) -> float:
+        """Seconds that only ever rise; for durations and deadlines."""
+        ...
+
+    def time_ns(self) -> int:
+        """Nanoseconds since the Unix epoch; may jump; for what people read."""
+        ...
+
+
+class SystemClock:
+    """The clocks of the machine."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def time_ns(self) -> int:
+        return time.time_ns()

@@ -1,0 +1,111 @@
+"""What the contract asks of an event before it may enter the log; said once, for all who check."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from aither.flux.v1.event_pb2 import Event
+from aither_sdk.errors import FieldViolation, InvalidArgument
+from aither_sdk.subjects import MAX_BYTES, subject_fault
+
+MAX_EVENT_BYTES = 2**20
+MAX_ID_BYTES = 128
+MAX_SOURCE_BYTES = 255
+MAX_CORRELATION_BYTES = 128
+MAX_CAUSATION_BYTES = 400
+MAX_HEADERS = 32
+MAX_HEADER_BYTES = 4096
+TRACEPARENT_BYTES = 55
+
+
+def check_event(event: Event) -> None:
+    """Raises InvalidArgument naming every violated field, the encoded size aside."""
+    if not _is_plain(event):
+        violations = event_violations(event)
+        if violations:
+            raise InvalidArgument.of(violations)
+
+
+def check_event_size(size_bytes: int) -> None:
+    """Raises InvalidArgument when an event of this encoded size is too large for the log."""
+    if size_bytes > MAX_EVENT_BYTES:
+        told = (
+            f"{size_bytes} bytes encoded; an event has {MAX_EVENT_BYTES} at most: "
+            "store large things elsewhere and publish where they are"
+        )
+        raise InvalidArgument.of([FieldViolation("event", told)])
+
+
+def event_violations(event: Event, field: str = "") -> list[FieldViolation]:
+    """Every violated field; `field` is the path of the event inside its request, if any."""
+    found: list[tuple[str, str]] = []
+    fault = subject_fault(event.subject)
+    if fault is not None:
+        found.append(("subject", fault))
+    if not event.id or not _fits(event.id, MAX_ID_BYTES):
+        found.append(("id", _length_fault(event.id, 1, MAX_ID_BYTES)))
+    if not event.source or not _fits(event.source, MAX_SOURCE_BYTES):
+        found.append(("source", _length_fault(event.source, 1, MAX_SOURCE_BYTES)))
+    if event.traceparent and not (
+        len(event.traceparent) == TRACEPARENT_BYTES and event.traceparent.isascii()
+    ):
+        told = f"{len(event.traceparent)} characters; a W3C traceparent has {TRACEPARENT_BYTES}"
+        found.append(("traceparent", told))
+    if not _fits(event.correlation_id, MAX_CORRELATION_BYTES):
+        told = _length_fault(event.correlation_id, 0, MAX_CORRELATION_BYTES)
+        found.append(("correlation_id", told))
+    if not _fits(event.causation_id, MAX_CAUSATION_BYTES):
+        told = _length_fault(event.causation_id, 0, MAX_CAUSATION_BYTES)
+        found.append(("causation_id", told))
+    if event.headers:
+        found.extend(("headers", told) for told in _header_faults(event))
+    prefix = f"{field}." if field else ""
+    return [FieldViolation(prefix + name, told) for name, told in found]
+
+
+def _is_plain(event: Event) -> bool:
+    """The quick yes for nearly every event; a no says only that it needs a closer look."""
+    subject, id, source = event.subject, event.id, event.source
+    return (
+        0 < len(id) <= MAX_ID_BYTES
+        and 0 < len(source) <= MAX_SOURCE_BYTES
+        and len(subject) <= MAX_BYTES
+        and id.isascii()
+        and source.isascii()
+        and _is_subject(subject)
+        and not event.traceparent
+        and not event.causation_id
+        and not event.correlation_id
+        and not event.headers
+    )
+
+
+@lru_cache(maxsize=4096)
+def _is_subject(subject: str) -> bool:
+    # Services publish on few subjects; at 255 bytes each the memo stays below 2 MB.
+    return subject_fault(subject) is None
+
+
+def _fits(text: str, limit: int) -> bool:
+    return len(text) <= limit and (text.isascii() or len(text.encode()) <= limit)
+
+
+def _length_fault(text: str, least: int, most: int) -> str:
+    if not text:
+        return f"empty; give it {least}..{most} bytes"
+    return f"{len(text.encode())} bytes; {most} at most"
+
+
+def _header_faults(event: Event) -> list[str]:
+    faults = []
+    if len(event.headers) > MAX_HEADERS:
+        faults.append(f"{len(event.headers)} headers; {MAX_HEADERS} at most")
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in event.headers.items())
+    if size > MAX_HEADER_BYTES:
+        faults.append(f"{size} bytes of headers; {MAX_HEADER_BYTES} at most")
+    for key in event.headers:
+        if not key or key != key.lower():
+            shown = key if len(key) <= 40 else key[:37] + "..."
+            faults.append(f'"{shown}" is not a header key; keys are lower case and not empty')
+            break
+    return faults

@@ -1,0 +1,158 @@
+"""What stands between the wire and every handler: errors become rich statuses, unary calls get a
+deadline and a span."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from grpc_status import rpc_status
+from opentelemetry import propagate, trace
+
+from aither_sdk.errors import AitherError, DeadlineExceeded, Internal
+from aither_sdk.rpc_status import to_status
+
+_log = structlog.get_logger()
+
+# Requests and responses are opaque here: an interceptor serves every method.
+Context = Any
+Behavior = Callable[[Any, Context], Any]
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns AitherError into its rich status, and any other exception into INTERNAL with a number
+    to look up in the log; no stack trace leaves the process. Cancellation passes untouched: grpc.aio
+    leaks native memory when a handler swallows it."""
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
+        method = handler_call_details.method
+
+        def around(behavior: Behavior) -> Behavior:
+            async def answer(request: Any, context: Context) -> Any:
+                try:
+                    return await behavior(request, context)
+                except Exception as error:
+                    await _abort(context, method, error)
+
+            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+                try:
+                    # Closed here and now when the call is cancelled, not when it is collected.
+                    async with aclosing(behavior(request, context)) as responses:
+                        async for response in responses:
+                            yield response
+                except Exception as error:
+                    await _abort(context, method, error)
+
+            return stream if inspect.isasyncgenfunction(behavior) else answer
+
+        return _wrap(await continuation(handler_call_details), around, around)
+
+
+class DeadlineInterceptor(grpc.aio.ServerInterceptor):
+    """Bounds every unary call, also where the client set no deadline or a longer one."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
+        def around(behavior: Behavior) -> Behavior:
+            async def answer(request: Any, context: Context) -> Any:
+                try:
+                    async with asyncio.timeout(self._limit_s):
+                        return await behavior(request, context)
+                except TimeoutError:
+                    raise DeadlineExceeded(
+                        f"not done within the server's limit of {self._limit_s:g} s; it may or may "
+                        "not have taken effect"
+                    ) from None
+
+            return answer
+
+        return _wrap(await continuation(handler_call_details), around, None)
+
+
+class TraceInterceptor(grpc.aio.ServerInterceptor):
+    """A SERVER span for each unary call, in the caller's trace. A stream gets none: a span that ends
+    with the stream would be told when nobody asks any more."""
+
+    def __init__(self) -> None:
+        self._tracer = trace.get_tracer("aither_sdk")
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
+        method = handler_call_details.method.lstrip("/")
+        service, _, rpc = method.partition("/")
+        carrier = {
+            key: value
+            for key, value in handler_call_details.invocation_metadata or ()
+            if isinstance(value, str)
+        }
+        parent = propagate.extract(carrier)
+
+        def around(behavior: Behavior) -> Behavior:
+            async def answer(request: Any, context: Context) -> Any:
+                with self._tracer.start_as_current_span(
+                    method,
+                    context=parent,
+                    kind=trace.SpanKind.SERVER,
+                    attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": rpc},
+                ) as span:
+                    try:
+                        return await behavior(request, context)
+                    except AitherError as error:
+                        span.set_attribute("rpc.grpc.status_code", error.code.value[0])
+                        raise
+
+            return answer
+
+        return _wrap(await continuation(handler_call_details), around, None)
+
+
+async def _abort(context: Context, method: str, error: Exception) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if not isinstance(error, AitherError):
+        number = uuid.uuid4().hex[:12]
+        _log.error("rpc.defect", method=method, error_number=number, exc_info=error)
+        error = Internal(
+            f"a defect of the server; its log has the details under {number}",
+            metadata={"error_number": number},
+        )
+    status = rpc_status.to_status(to_status(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort raises")
+
+
+def _wrap(
+    handler: Any,
+    unary: Callable[[Behavior], Behavior],
+    stream: Callable[[Behavior], Behavior] | None,
+) -> Any:
+    """The handler with its behaviour wrapped: `unary` for one response, `stream` for many."""
+    if handler is None:
+        return None
+    serializers = {
+        "request_deserializer": handler.request_deserializer,
+        "response_serializer": handler.response_serializer,
+    }
+    if handler.unary_unary:
+        return grpc.unary_unary_rpc_method_handler(unary(handler.unary_unary), **serializers)
+    if handler.stream_unary:
+        return grpc.stream_unary_rpc_method_handler(unary(handler.stream_unary), **serializers)
+    if stream is None:
+        return handler
+    if handler.unary_stream:
+        return grpc.unary_stream_rpc_method_handler(stream(handler.unary_stream), **serializers)
+    return grpc.stream_stream_rpc_method_handler(stream(handler.stream_stream), **serializers)

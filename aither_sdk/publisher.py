@@ -1,0 +1,391 @@
+"""The publishing side of Flux: batches and pipelines by itself, loses nothing silently."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Self
+
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from aither.flux.v1.event_pb2 import Event
+from aither.flux.v1.flux_service_pb2 import Durability, PublishResult
+from aither_sdk.errors import (
+    AitherError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    ResourceExhausted,
+    Unavailable,
+)
+from aither_sdk.event_rules import check_event, check_event_size
+from aither_sdk.events import Payload, event_frame, new_event, new_event_id, set_time_now
+from aither_sdk.publisher_buffer import Entry, Place, PublishBuffer
+from aither_sdk.publisher_limits import Limits, WhenFull, check_settings
+from aither_sdk.publisher_stream import PublisherStream
+from aither_sdk.publisher_tickets import Ticket, fail, like, named, refusal
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherStatistics:
+    """Counts since the publisher was opened, and how it stands."""
+
+    published: int
+    """Events acknowledged by Flux as stored, duplicates not counted."""
+    duplicates: int
+    """Events that Flux had stored before; after a broken stream some are to be expected."""
+    refused: int
+    """Events refused, by Flux or because the buffer was full."""
+    dropped: int
+    """Events taken and given up: pushed out by `drop_oldest`, or unanswered at close."""
+    retried: int
+    """Events sent again after a broken stream, each time counted."""
+    buffered_events: int
+    """Events taken and not answered, sent or not."""
+    buffered_bytes: int
+    """Their bytes."""
+    reconnects: int
+    """Streams opened after the first one."""
+    connected: bool
+    """Whether there is a stream that Flux has answered on. False before the first event."""
+
+
+Entries = Sequence[Entry[Ticket]]
+
+
+class Publisher:
+    """Publishes events of one source to Flux, in the order in which they were given.
+
+    All events share one `PublishStream`. Batches form by themselves: a lone event is sent at once,
+    and while batches are on their way others gather; there is no timer. When the stream breaks it
+    is opened again with full jitter (0.05..2 s) and everything unanswered is sent once more, in
+    order, with the same ids, so that Flux stores nothing twice. A refusal that dialling again
+    cannot change (no such service, not permitted) fails what is pending; later events try anew.
+
+    `when_full` says what happens at `buffer_events` or `buffer_bytes`:
+    - "wait": `publish` waits, within `ack_timeout_s`; `enqueue` raises ResourceExhausted.
+    - "refuse": both raise ResourceExhausted at once.
+    - "drop_oldest": the oldest events give way, those not yet sent first; whoever waits for them
+      gets ResourceExhausted; they are counted in `dropped`.
+
+    Use it with `async with`, on one event loop; it is not safe for threads. Leaving waits at most
+    `close_timeout_s` for what is pending; what is unanswered then fails with Unavailable, is
+    counted as dropped, and logged.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        source: str,
+        buffer_events: int = 10_000,
+        buffer_bytes: int = 16 * 2**20,
+        when_full: WhenFull = "wait",
+        batch_events: int = 512,
+        batch_bytes: int = 2**20,
+        batches_in_flight: int = 8,
+        ack_timeout_s: float = 10.0,
+        close_timeout_s: float = 5.0,
+        durability: Durability.ValueType = Durability.DURABILITY_UNSPECIFIED,
+    ) -> None:
+        """`address` is host:port. Raises InvalidArgument naming every setting that is wrong."""
+        limits = Limits(buffer_events, buffer_bytes, batch_events, batch_bytes, batches_in_flight)
+        check_settings(source, limits, when_full, ack_timeout_s, close_timeout_s)
+        self.address = address
+        self.source = source
+        self._ack_timeout_s = ack_timeout_s
+        self._close_timeout_s = close_timeout_s
+        self._buffer: PublishBuffer[Ticket] = PublishBuffer(limits, when_full)
+        self._stream = PublisherStream(
+            address, self._buffer, self, silence_s=ack_timeout_s, durability=durability
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None  # set while open
+        self._runner: asyncio.Task[None] | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._flushes: dict[asyncio.Future[None], int] = {}
+        self._closed = False
+        self._published = self._duplicates = self._refused = self._dropped = 0
+
+    async def __aenter__(self) -> Self:
+        """Starts; does not wait for Flux, which may come later. Raises SelfDialError."""
+        if self._closed or self._loop is not None:
+            raise FailedPrecondition("a publisher is opened once; make another one")
+        self._stream.open()
+        self._loop = asyncio.get_running_loop()
+        # An empty context: the stream belongs to no span and no handled event of whoever opens it.
+        self._runner = self._loop.create_task(
+            self._stream.run(), name=f"publisher {self.source}", context=contextvars.Context()
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # -- publishing
+
+    async def publish(
+        self,
+        subject: str,
+        payload: Payload = None,
+        *,
+        id: str | None = None,
+        time: datetime | Timestamp | None = None,
+        headers: Mapping[str, str] | None = None,
+        correlation_id: str | None = None,
+    ) -> PublishResult:
+        """Makes an event (see `new_event`), publishes it and waits until Flux has it safe.
+
+        Returns where it stands in the log. Raises
+        - InvalidArgument, before anything is sent, when the event breaks the contract;
+        - ResourceExhausted when the buffer is full;
+        - the typed error of Flux when it refuses the event;
+        - DeadlineExceeded after `ack_timeout_s`: the event may or may not be stored; it stays in
+          the buffer and is sent again until it is answered or the publisher closes, and publishing
+          it again with the same id is safe;
+        - Unavailable when the publisher closes first.
+
+        When the caller is cancelled, an event that was not sent yet is withdrawn and certainly not
+        stored; one that was sent goes its way. The order of the others never changes.
+        """
+        event = new_event(
+            subject,
+            payload,
+            source=self.source,
+            id=id,
+            time=time,
+            headers=headers,
+            correlation_id=correlation_id,
+        )
+        return await self.publish_event(event)
+
+    async def publish_event(self, event: Event) -> PublishResult:
+        """As `publish`, for an event made elsewhere.
+
+        Where `id`, `source` or `time` are unset they are set, in the given event: so publishing the
+        same object again after DeadlineExceeded is the repeat that stores nothing twice.
+        """
+        entry = self._entry(event, timed=True)
+        self._offer(entry, may_wait=True)
+        future = entry.ticket.future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.cancelled() and self._buffer.withdraw(entry):
+                self._after_leaving()
+            raise
+
+    def enqueue(self, event: Event) -> asyncio.Future[PublishResult]:
+        """Takes an event and returns at once; the future has the result, or the error, later.
+
+        Unset fields are set as in `publish_event`. The future may be forgotten; refusals are
+        counted all the same. `ack_timeout_s` does not apply: the future is done at the latest when
+        the publisher is closed. Cancelling it gives up the answer, not the event. Raises
+        InvalidArgument when the event breaks the contract, ResourceExhausted when the buffer is
+        full and nothing may be dropped.
+        """
+        entry = self._entry(event, timed=False)
+        self._offer(entry, may_wait=False)
+        return entry.ticket.future
+
+    async def flush(self, timeout_s: float | None = None) -> None:
+        """Waits until everything given before this call is answered, failed or withdrawn.
+
+        What became of each event is told to its publisher, not here. Raises DeadlineExceeded after
+        `timeout_s`; None waits as long as it takes.
+        """
+        ordinal = self._buffer.last_ordinal
+        if self._loop is None or self._buffer.settled(ordinal):
+            return
+        settled: asyncio.Future[None] = self._loop.create_future()
+        self._flushes[settled] = ordinal
+        try:
+            async with asyncio.timeout(timeout_s):
+                await settled
+        except TimeoutError:
+            told = f"{self._buffer.events} events for Flux at {self.address} are not acknowledged"
+            raise DeadlineExceeded(
+                f"{told} after {timeout_s:g} s; they stay in the buffer and are sent again"
+            ) from None
+        finally:
+            self._flushes.pop(settled, None)
+
+    async def aclose(self) -> None:
+        """Takes no more events, waits for the pending ones, fails the rest. Safe to call again."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._runner is not None:
+                self._stream.finish()
+                await asyncio.wait({self._runner}, timeout=self._close_timeout_s)
+        finally:
+            self._abandon()
+            if self._watch is not None:
+                self._watch.cancel()
+            if self._runner is not None:
+                self._runner.cancel()
+                await asyncio.wait({self._runner})
+            await self._stream.aclose()
+
+    def statistics(self) -> PublisherStatistics:
+        return PublisherStatistics(
+            published=self._published,
+            duplicates=self._duplicates,
+            refused=self._refused,
+            dropped=self._dropped,
+            retried=self._buffer.retried,
+            buffered_events=self._buffer.events,
+            buffered_bytes=self._buffer.size_bytes,
+            reconnects=max(0, self._stream.opened - 1),
+            connected=self._stream.connected,
+        )
+
+    # -- in
+
+    def _entry(self, event: Event, *, timed: bool) -> Entry[Ticket]:
+        loop = self._loop
+        if loop is None or self._closed:
+            state = "closed" if self._closed else "not open: use `async with`"
+            raise FailedPrecondition(f"this publisher is {state}", reason="PUBLISHER_CLOSED")
+        if not event.id:
+            event.id = new_event_id()
+        if not event.source:
+            event.source = self.source
+        if not event.HasField("time"):
+            set_time_now(event)
+        check_event(event)
+        encoded = event.SerializeToString()
+        check_event_size(len(encoded))
+        ticket = Ticket(loop.create_future(), event.subject, event.id, timed)
+        return Entry(event_frame(encoded), ticket, loop.time() + self._ack_timeout_s)
+
+    def _offer(self, entry: Entry[Ticket], *, may_wait: bool) -> None:
+        dropped = self._buffer.offer(entry, may_wait=may_wait)
+        if entry.place is Place.OUTSIDE:
+            self._refused += 1
+            raise ResourceExhausted(
+                f"the publish buffer is full ({self._buffer.events} events, "
+                f"{self._buffer.size_bytes} bytes): Flux at {self.address} is slow or away"
+                f"{self._trouble()}; publish less, wait, or choose another `when_full`",
+                reason="BUFFER_FULL",
+            )
+        if dropped:
+            self._dropped += len(dropped)
+            for old in dropped:
+                fail(
+                    old, ResourceExhausted(f"{named(old)} gave way to newer ones in a full buffer")
+                )
+            self._tell_flushes()
+        self._stream.wake()
+        if self._watch is None:
+            self._arm_watch()
+
+    # -- out: called by the stream
+
+    def answered(self, entries: Entries, results: Sequence[PublishResult]) -> None:
+        """Hands each entry its result."""
+        refused = duplicates = 0
+        for entry, result in zip(entries, results, strict=True):
+            future = entry.ticket.future
+            if result.HasField("error"):
+                refused += 1
+                fail(entry, refusal(result))
+                continue
+            if result.duplicate:
+                duplicates += 1
+            if not future.done():
+                future.set_result(result)
+        self._refused += refused
+        self._duplicates += duplicates
+        self._published += len(entries) - refused - duplicates
+        self._after_leaving()
+
+    def refused(self, entries: Entries, error: AitherError) -> None:
+        """Fails entries that no further stream would bring through."""
+        self._refused += len(entries)
+        for entry in entries:
+            fail(entry, like(error, f"{named(entry)} could not be published: {error.message}"))
+        self._after_leaving()
+
+    # -- within
+
+    def _after_leaving(self) -> None:
+        if self._buffer.admit():
+            self._stream.wake()
+        if self._flushes:
+            self._tell_flushes()
+
+    def _tell_flushes(self) -> None:
+        for settled, ordinal in self._flushes.items():
+            if not settled.done() and self._buffer.settled(ordinal):
+                settled.set_result(None)
+
+    def _arm_watch(self) -> None:
+        # One coarse timer for all: a publish that times out does so at most 5% late.
+        if self._loop is not None and not self._closed:
+            wait_s = max(self._ack_timeout_s / 20, 0.005)
+            self._watch = self._loop.call_later(wait_s, self._look)
+
+    def _look(self) -> None:
+        assert self._loop is not None
+        now_s = self._loop.time()
+        late = []
+        for entry in self._buffer.oldest_first():
+            if entry.deadline_s > now_s:
+                break  # deadlines rise with the order of arrival
+            if entry.ticket.timed and not entry.ticket.future.done():
+                late.append(entry)
+        for entry in late:
+            self._time_out(entry)
+        self._stream.break_when_silent(now_s)
+        self._watch = None
+        if not self._buffer.empty:
+            self._arm_watch()
+
+    def _time_out(self, entry: Entry[Ticket]) -> None:
+        within = f"within {self._ack_timeout_s:g} s"
+        if entry.place is Place.WAITING:
+            self._buffer.withdraw(entry)
+            self._refused += 1
+            told = f"{named(entry)} found no room in the publish buffer {within}{self._trouble()}"
+            fail(entry, ResourceExhausted(f"{told}; it was not sent", reason="BUFFER_FULL"))
+            return
+        told = (
+            f"{named(entry)} was not acknowledged by Flux at {self.address} {within}"
+            f"{self._trouble()}. It may or may not be stored and is still being sent; publishing "
+            "it again with the same id is safe"
+        )
+        fail(entry, DeadlineExceeded(told, metadata={"event_id": entry.ticket.event_id}))
+
+    def _trouble(self) -> str:
+        return f" ({self._stream.trouble})" if self._stream.trouble else ""
+
+    def _abandon(self) -> None:
+        left = self._buffer.fail_all()
+        if left:
+            self._dropped += len(left)
+            _log.warning(
+                "publisher.abandoned",
+                source=self.source,
+                address=self.address,
+                events=len(left),
+                sent=sum(1 for entry in left if entry.sends),
+                close_timeout_s=self._close_timeout_s,
+                reason=self._stream.trouble or "Flux did not answer in time",
+            )
+        for entry in left:
+            what = "may or may not be stored" if entry.sends else "was not sent"
+            told = f"the publisher closed before {named(entry)} was acknowledged; it {what}"
+            fail(entry, Unavailable(f"{told}: publish it again with the same id"))
+        self._tell_flushes()

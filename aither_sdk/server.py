@@ -1,0 +1,127 @@
+"""The gRPC server of a service: health, reflection, interceptors, limits and an orderly end."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from opentelemetry import trace
+
+from aither_sdk.addresses import join_address, serving_at
+from aither_sdk.channels import MAX_MESSAGE_BYTES
+from aither_sdk.errors import FailedPrecondition, Unavailable
+from aither_sdk.health import HealthBoard, HealthServicer
+from aither_sdk.interceptors import DeadlineInterceptor, ErrorInterceptor, TraceInterceptor
+from aither_sdk.settings import LOOPBACK_PREFIXES
+
+UNARY_LIMIT_S = 30.0
+"""Longest a unary call may take where nobody says otherwise."""
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Without this a second process shares the port silently and takes half of the connections.
+    ("grpc.so_reuseport", 0),
+    # Clients of ours ping every 10 s; gRPC's own limit of 300 s would answer with GOAWAY.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # A client that vanished without a FIN is noticed within 30 s.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A serving server."""
+
+    host: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        return join_address(self.host, self.port)
+
+
+@asynccontextmanager
+async def open_server(
+    bind: str,
+    port: int,
+    *,
+    register: Sequence[Callable[[grpc.aio.Server], None]] = (),
+    services: Iterable[str] = (),
+    board: HealthBoard,
+    max_streams: int = 10_000,
+    unary_limit_s: float = UNARY_LIMIT_S,
+    drain_s: float = 2.0,
+    plaintext: bool = False,
+) -> AsyncIterator[Server]:
+    """Serves while the block lasts; then running calls get `drain_s` and are cancelled.
+
+    `register`: functions that add a servicer, `services`: their full names for reflection. `port` 0
+    takes a free one. `max_streams`: calls at once on one connection. Raises Unavailable when the
+    port is taken, FailedPrecondition for an open address unless `plaintext` agrees to it.
+    """
+    if not plaintext and not bind.startswith(LOOPBACK_PREFIXES):
+        raise FailedPrecondition(
+            f"{bind} is not loopback and there is no TLS; bind 127.0.0.1 or set "
+            "security.allow_plaintext: true on a network that you trust",
+            reason="PLAINTEXT_REFUSED",
+        )
+    interceptors: list[grpc.aio.ServerInterceptor] = [
+        ErrorInterceptor(),
+        DeadlineInterceptor(unary_limit_s),
+    ]
+    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        interceptors.insert(1, TraceInterceptor())
+    server = grpc.aio.server(
+        interceptors=interceptors,
+        options=(*_OPTIONS, ("grpc.max_concurrent_streams", max_streams)),
+    )
+    for add in register:
+        add(server)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(board), server)
+    health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    reflection.enable_server_reflection((*services, health_name, reflection.SERVICE_NAME), server)
+    bound = _bind(server, bind, port)
+    with serving_at(bind, bound):
+        await server.start()
+        try:
+            yield Server(bind, bound)
+        finally:
+            await server.stop(drain_s)
+
+
+def why_not_bind(host: str, port: int) -> str | None:
+    """Why nobody can listen at host:port now, as the operating system says it; None: one can."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror
+    return None
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    # Asked before gRPC is: it prints to stderr by itself and does not tell its caller why.
+    why = why_not_bind(host, port)
+    try:
+        bound = server.add_insecure_port(join_address(host, port)) if why is None else 0
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        told = why or "gRPC refused the address; use an IP address of this machine"
+        raise Unavailable(
+            f"cannot listen at {join_address(host, port)}: {told}; free the port or choose another "
+            "(--port-base)",
+            reason="CANNOT_LISTEN",
+        )
+    return bound

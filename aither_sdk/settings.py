@@ -1,0 +1,333 @@
+"""All settings of Aither. Precedence: command line > environment > aither.yaml > these defaults.
+
+Environment: `AITHER_` + section + `__` + key, e.g. `AITHER_FLUX__PORT=7401`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from aither_sdk.errors import ConfigError, Fault
+from aither_sdk.yaml_file import YamlFile, dotted, load_yaml
+
+ENV_PREFIX = "AITHER_"
+CONFIG_ENV = "AITHER_CONFIG"
+"""Path of the configuration file, where no command-line option names one."""
+DEFAULT_CONFIG = Path("aither.yaml")
+
+LOOPBACK_PREFIXES = ("127.", "localhost", "::1", "[::1]")
+"""How an address begins that only this machine can reach."""
+_TRUE = (True, "true", "True", "1", "yes", "on", 1)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class _Served(_Section):
+    """A service with a data port. A port of 0 takes any free one; unset: from `port_base`."""
+
+    bind: str = Field("127.0.0.1", min_length=1)
+    """Address to listen on. Loopback, because anything else needs `security.allow_plaintext`."""
+    port: int | None = Field(None, ge=0, le=65535)
+    """Data port. Unset: `port_base` + 1 (Flux), + 2 (Pulse), + 3 (Sense), + 80 (Constellation)."""
+    health_port: int | None = Field(None, ge=0, le=65535)
+    """Port on which the witness answers health. Unset: `port_base` + 101 .. 105."""
+
+
+class FluxSettings(_Served):
+    """`flux:`, the event bus."""
+
+    address: str | None = None
+    """host:port at which clients dial Flux. Unset: 127.0.0.1 and Flux's port."""
+    log: Literal["sqlite", "memory", "jetstream"] = "sqlite"
+    """Where events are kept. sqlite: on disk, fsynced. memory: gone with the process."""
+    nats_url: str = "nats://127.0.0.1:4222"
+    """Where NATS is, for the jetstream log."""
+    max_hops: int = Field(8, ge=1, le=255)
+    """Events deeper than this in a chain of causes are refused: it ends feedback loops."""
+    ring_events: int = Field(65_536, ge=1, le=10_000_000)
+    """Newest events held encoded in memory for live subscribers."""
+    ring_bytes: int = Field(64 * 2**20, ge=2**20)
+    """Bytes of the same; whichever bound is met first."""
+    memory_log_events: int = Field(1_000_000, ge=1)
+    """Events that the memory log keeps; the oldest go first."""
+    memory_log_bytes: int = Field(256 * 2**20, ge=2**20)
+    """Bytes of the same."""
+    max_subscriptions: int = Field(10_000, ge=1)
+    """Streams of Subscribe at once; more are refused with RESOURCE_EXHAUSTED."""
+
+
+class PulseSettings(_Served):
+    """`pulse:`, the heartbeat."""
+
+    fleet: Path | None = None
+    """Fleet file. Unset: the default fleet, Aither's own services."""
+    max_checks: int = Field(32, ge=1, le=1024)
+    """Checks at once; a check that finds no room in its period is skipped and counted."""
+
+
+class SenseSettings(_Served):
+    """`sense:`, the perception."""
+
+
+class LlmSettings(_Section):
+    """`genesis.llm:`, an OpenAI-compatible server. Without `base_url` no LLM is asked."""
+
+    base_url: str | None = None
+    """URL up to and including /v1. Unset: decisions are weighted choices."""
+    model: str = ""
+    """Model name as the server knows it."""
+    api_key: SecretStr = SecretStr("")
+    """Sent as a bearer token. Never logged."""
+
+
+class GenesisSettings(_Section):
+    """`genesis:`, the orchestrator. It has no data port."""
+
+    health_port: int | None = Field(None, ge=0, le=65535)
+    """Port on which the witness answers health. Unset: `port_base` + 104."""
+    agents: Path | None = None
+    """Folder of agent files. Unset: the shipped agents."""
+    routines: Path | None = None
+    """File of routines. Unset: the shipped one."""
+    neurons: Path | None = None
+    """File of neurons. Unset: the shipped one."""
+    tick_s: float = Field(5.0, ge=0.05, le=3600)
+    """Seconds from one tick to the next."""
+    seed: int | None = None
+    """Seed of weighted choices. Unset: from the system, other at every start."""
+    llm: LlmSettings = LlmSettings()
+    """The language model."""
+
+
+class ConstellationSettings(_Served):
+    """`constellation:`, the dashboard (HTTP)."""
+
+
+class TelemetrySettings(_Section):
+    """`telemetry:`. Where to send is said by the standard OTEL_* variables; unset: nowhere."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log line that is written."""
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """auto: console on a terminal, JSON lines elsewhere."""
+
+
+class SecuritySettings(_Section):
+    """`security:`."""
+
+    allow_plaintext: bool = False
+    """Permit binding to other than loopback addresses without TLS, e.g. inside a cluster whose
+    network is trusted."""
+
+
+class Settings(BaseSettings):
+    """Everything, frozen. Made by `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    port_base: int = Field(7400, ge=0, le=65000)
+    """All ports follow from it; see `_Served`. 0: every port is any free one."""
+    data_dir: Path = Path(".aither")
+    """Folder of everything that is kept: the log, child logs, state."""
+    drain_timeout_s: float = Field(4.0, gt=0, le=600)
+    """Longest time from SIGTERM to the end of the process."""
+    flux: FluxSettings = FluxSettings()
+    sense: SenseSettings = SenseSettings()
+    pulse: PulseSettings = PulseSettings()
+    genesis: GenesisSettings = GenesisSettings()
+    constellation: ConstellationSettings = ConstellationSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    security: SecuritySettings = SecuritySettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_ports(cls, given: Any) -> Any:
+        """Ports that nobody set follow `port_base`."""
+        try:
+            base = int(given.get("port_base", cls.model_fields["port_base"].default))
+        except (TypeError, ValueError):
+            return given
+        filled = dict(given)
+        for section, offset, health_offset in _PORTS:
+            values = filled.get(section, {})
+            if not isinstance(values, Mapping):
+                continue
+            values = dict(values)
+            if offset is not None and values.get("port") is None:
+                values["port"] = base + offset if base else 0
+            if values.get("health_port") is None:
+                values["health_port"] = base + health_offset if base else 0
+            if section == "flux" and values.get("address") is None:
+                values["address"] = f"127.0.0.1:{values['port']}"
+            filled[section] = values
+        return filled
+
+
+_PORTS: tuple[tuple[str, int | None, int], ...] = (
+    ("flux", 1, 101),
+    ("pulse", 2, 102),
+    ("sense", 3, 103),
+    ("genesis", None, 104),
+    ("constellation", 80, 105),
+)
+
+
+def load_settings(
+    config: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Settings:
+    """Reads every source once and checks them together. Blocking file I/O.
+
+    `config`: None takes AITHER_CONFIG, else `aither.yaml` where that exists. `overrides`: nested
+    mapping of what the command line said. Raises ConfigError with all faults, each with its file and
+    line or its variable, and what would be right.
+    """
+    source = _config_file(config)
+    file = load_yaml(source) if source is not None else None
+    data = {} if file is None or file.data is None else file.data
+    if file is not None and not isinstance(data, Mapping):
+        raise ConfigError([file.fault((), "not a mapping; begin with a section such as `flux:`")])
+    given = dict(overrides or {})
+    try:
+        environment = EnvSettingsSource(Settings)()
+        faults = _open_binds(_merged(data, environment, given), file)
+        settings = _reading(data)(**given)
+    except SettingsError as error:
+        told = f"{error}; set single keys, such as AITHER_FLUX__PORT=7401"
+        raise ConfigError([Fault("environment", None, "", told)]) from error
+    except ValidationError as error:
+        faults += [_fault(details, file, environment, given) for details in error.errors()]
+        raise ConfigError(faults) from None
+    if faults:
+        raise ConfigError(faults)
+    return settings
+
+
+def _open_binds(values: Mapping[str, Any], file: YamlFile | None) -> list[Fault]:
+    """Addresses that would be open to the network in plaintext without anybody having agreed."""
+    security = values.get("security")
+    if isinstance(security, Mapping) and security.get("allow_plaintext") in _TRUE:
+        return []
+    faults = []
+    for section in ("flux", "pulse", "sense", "constellation"):
+        served = values.get(section)
+        bind = served.get("bind") if isinstance(served, Mapping) else None
+        if isinstance(bind, str) and not bind.startswith(LOOPBACK_PREFIXES):
+            told = (
+                f'"{bind}" is not loopback and there is no TLS; use 127.0.0.1, or set '
+                "security.allow_plaintext: true on a network that you trust"
+            )
+            key = (section, "bind")
+            faults.append(
+                Fault("settings", None, dotted(key), told)
+                if file is None
+                else file.fault(key, told)
+            )
+    return faults
+
+
+def _reading(data: Mapping[str, Any]) -> type[Settings]:
+    """`Settings` that also reads `data`, the content of the file, below the environment."""
+
+    class FileSettings(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            file_settings = InitSettingsSource(settings_cls, init_kwargs=dict(data))
+            return init_settings, env_settings, file_settings
+
+    return FileSettings
+
+
+def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings laid over each other, the last on top."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = result.get(key)
+            both = isinstance(below, Mapping) and isinstance(value, Mapping)
+            result[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _config_file(config: Path | None) -> Path | None:
+    if config is not None:
+        return config
+    if named := os.environ.get(CONFIG_ENV):
+        return Path(named)
+    return DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None
+
+
+def _fault(
+    details: ErrorDetails,
+    file: YamlFile | None,
+    environment: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+) -> Fault:
+    key = tuple(details["loc"])
+    message = _message(details, key)
+    if _holds(overrides, key):
+        return Fault("command line", None, dotted(key), message)
+    if _holds(environment, key):
+        return Fault("environment", None, ENV_PREFIX + "__".join(map(str, key)).upper(), message)
+    if file is not None:
+        return file.fault(key, message)
+    return Fault("settings", None, dotted(key), message)
+
+
+def _holds(values: Any, key: tuple[int | str, ...]) -> bool:
+    for part in key:
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return bool(key)
+
+
+def _message(details: ErrorDetails, key: tuple[int | str, ...]) -> str:
+    if details["type"] == "extra_forbidden":
+        known = _known_keys(key[:-1])
+        close = difflib.get_close_matches(str(key[-1]), known, n=1)
+        hint = f'did you mean "{close[0]}"?' if close else f"use one of {', '.join(known)}"
+        return f"no such key; {hint}"
+    message = details["msg"].removeprefix("Value error, ")
+    value = details["input"]
+    shown = "" if isinstance(value, Mapping) or not key else f" (got {value!r})"
+    return message[0].lower() + message[1:] + shown
+
+
+def _known_keys(section: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Settings
+    for part in section:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return sorted(model.model_fields)

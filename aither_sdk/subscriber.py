@@ -1,0 +1,395 @@
+"""The following side of Flux: every event once, in order, across broken streams; loss is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from aither.flux.v1.event_pb2 import Event
+from aither.flux.v1.flux_service_pb2 import Gap, GapReason, SlowPolicy
+from aither_sdk.errors import DeadlineExceeded, FailedPrecondition
+from aither_sdk.events import set_current_event
+from aither_sdk.subscriber_cursor import Cursor, Step
+from aither_sdk.subscriber_stream import SubscriberStream
+from aither_sdk.subscription import (
+    EARLIEST,
+    LAST_PER_SUBJECT,
+    NEW,
+    OnNewEpoch,
+    Position,
+    Start,
+    Subscription,
+    after,
+    at,
+)
+
+__all__ = [
+    "EARLIEST",
+    "LAST_PER_SUBJECT",
+    "NEW",
+    "Position",
+    "Start",
+    "Subscriber",
+    "SubscriberState",
+    "SubscriberStatistics",
+    "after",
+    "at",
+]
+
+_log = structlog.get_logger()
+_SILENT_HEARTBEATS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriberState:
+    """How it stands. `connected` changes at once, the others when all before them is handled."""
+
+    connected: bool = False
+    """Whether a stream is open and Flux has answered on it."""
+    reason: str = "not connected yet"
+    """Why it is not connected; "" when it is."""
+    epoch: str = ""
+    """Which life of the log the events come from; "" before the first answer."""
+    snapshot_complete: bool = False
+    """LAST_PER_SUBJECT: the whole snapshot has been handled. Always True for other starts."""
+    caught_up: bool = False
+    """Everything that was in the log has been handled; False again when Flux says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriberStatistics:
+    """Counts since the subscriber was opened, and how it stands."""
+
+    received: int
+    """Events received, duplicates not counted."""
+    handled: int
+    """Events handled: those before the one that was asked for last."""
+    duplicates: int
+    """Events left out because they came again or out of order."""
+    gaps: int
+    """Holes that Flux told of."""
+    missed_events: int
+    """Sequences inside them: at most so many events were missed."""
+    reconnects: int
+    """Streams after the first one."""
+    connected: bool
+    lag_events: int | None
+    """Events the log had after the position, by Flux's last word; None before it said anything."""
+    silent_s: float | None
+    """Seconds since the last message of any kind; None before the first."""
+
+
+class Subscriber:
+    """Follows the subjects that match `filters`: `async for event in subscriber`.
+
+    An event is handled when the next one is asked for; `position` is that of the last handled
+    event and the place to go on from (`after(position)`) in another process. Each event comes once,
+    in log order, across reconnects. What Flux could not deliver is told by `on_gap`, a warning in
+    the log and the statistics. While the consumer is slow, at most one message is read ahead: the
+    rest stays with Flux.
+
+    A broken or silent stream (nothing for three heartbeats) is opened again with full jitter
+    (0.05..2 s), for ever. What dialling again cannot change is raised by the iteration:
+    InvalidArgument for a filter, Unimplemented, PermissionDenied, OutOfRange for a position beyond
+    the log, and FailedPrecondition with reason EPOCH_MISMATCH when the log is not the one that was
+    left; `on_new_epoch="restart"` instead takes the other log from its beginning (its snapshot for
+    LAST_PER_SUBJECT), with a warning and a changed `state.epoch`.
+
+    While the loop handles an event, it is the cause of all that the task publishes. Use it with
+    `async with`, on one event loop, with one iteration at a time.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        filters: Sequence[str] = (),
+        *,
+        start: Start = NEW,
+        client_name: str = "",
+        heartbeat_s: float = 15.0,
+        exclude_sources: Sequence[str] = (),
+        max_batch_events: int = 0,
+        stop_sequence: int | None = None,
+        slow_policy: SlowPolicy.ValueType = SlowPolicy.SLOW_POLICY_UNSPECIFIED,
+        silence_timeout_s: float | None = None,
+        on_new_epoch: OnNewEpoch = "raise",
+        on_gap: Callable[[Gap], None] | None = None,
+        on_state: Callable[[SubscriberState], None] | None = None,
+    ) -> None:
+        """Raises InvalidArgument naming every bad filter and setting.
+
+        No filters follow everything. `stop_sequence` ends the iteration once it was passed.
+        `silence_timeout_s` unset: three heartbeats. `on_gap` runs in the iterating task, in its
+        place among the events, and what it raises ends the iteration. `on_state` is called at each
+        change of `state`; what it raises is logged. Both must be quick and cannot wait.
+        """
+        if isinstance(filters, str):
+            filters = (filters,)
+        subscription = Subscription(
+            tuple(filters),
+            client_name,
+            heartbeat_s,
+            tuple(exclude_sources),
+            max_batch_events,
+            stop_sequence,
+            slow_policy,
+        )
+        self.address = address
+        self.filters = subscription.filters
+        self._cursor = Cursor(start)
+        self._stream = SubscriberStream(
+            address,
+            subscription,
+            self._cursor,
+            self,
+            silence_s=silence_timeout_s or _SILENT_HEARTBEATS * heartbeat_s,
+            on_new_epoch=on_new_epoch,
+        )
+        self._on_gap = on_gap
+        self._on_state = on_state
+        self._is_snapshot = start.kind == "last_per_subject"
+        self._state = SubscriberState(snapshot_complete=not self._is_snapshot)
+        self._reader: asyncio.Task[None] | None = None
+        self._closed = False
+        self._waiting = False  # whether somebody is inside _advance
+        self._iteration: weakref.ref[_Iteration] | None = None
+        self._step: Step | None = None  # in the consumer's hands
+        self._events: Sequence[Event] = ()  # the events of it, or what is left of them
+        self._index = 0  # which of them is in hand
+        self._whole = False  # all of them are, as a batch
+        self._position = start.position  # before those events
+        self._handled = 0
+        self._lag_events: int | None = None
+
+    async def __aenter__(self) -> Self:
+        """Starts to dial; does not wait for Flux (`until_started` does). Raises SelfDialError."""
+        if self._closed or self._reader is not None:
+            raise FailedPrecondition("a subscriber is opened once; make another one")
+        self._stream.open()
+        # An empty context: the stream has no end, so it must not be part of anybody's span.
+        self._reader = asyncio.get_running_loop().create_task(
+            self._stream.run(),
+            name=f"subscriber {' '.join(self.filters) or '>'}",
+            context=contextvars.Context(),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends the stream; a running iteration ends as if there were no more events."""
+        self._closed = True
+        set_current_event(None)
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait({self._reader})
+        await self._stream.aclose()
+
+    async def until_started(self, timeout_s: float | None = None) -> None:
+        """Waits until Flux has answered once: from then on nothing new is missed.
+
+        Raises DeadlineExceeded after `timeout_s` (None: waits as long as it takes), and what the
+        iteration would raise when the subscription is impossible.
+        """
+        self._check_open()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._stream.until_started()
+        except TimeoutError:
+            told = f"Flux at {self.address} did not answer within {timeout_s:g} s"
+            raise DeadlineExceeded(f"{told}: {self._state.reason}") from None
+
+    # -- iterating
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return _Events(self)
+
+    async def __anext__(self) -> Event:
+        """The next event, for `anext(subscriber)`. Cancelling it loses nothing."""
+        self._check_iteration(None)
+        return await self._next_event()
+
+    def batches(self) -> AsyncIterator[list[Event]]:
+        """Events as lists, as they came over the wire: the fast path.
+
+        A batch is handled when the next one is asked for. It sets no cause: use `handling(event)`.
+        """
+        return _Batches(self)
+
+    @property
+    def position(self) -> Position:
+        """The last handled position: kept with your results, it is where to resume after a crash.
+
+        Moves on while nothing matches. Before a snapshot is complete it is no place to resume from.
+        """
+        if self._step is None or self._whole or self._index == 0:
+            return self._position
+        return Position(self._step.position.epoch, self._events[self._index - 1].sequence)
+
+    @property
+    def state(self) -> SubscriberState:
+        return self._state
+
+    def statistics(self) -> SubscriberStatistics:
+        heard_s = self._stream.heard_s
+        now_s = asyncio.get_running_loop().time()
+        return SubscriberStatistics(
+            received=self._cursor.received,
+            handled=self._handled + (0 if self._whole or self._step is None else self._index),
+            duplicates=self._cursor.duplicates,
+            gaps=self._cursor.gaps,
+            missed_events=self._cursor.missed_events,
+            reconnects=max(0, self._stream.opened - 1),
+            connected=self._state.connected,
+            lag_events=self._lag_events,
+            silent_s=None if heard_s is None else now_s - heard_s,
+        )
+
+    # -- called by the stream
+
+    def connection(self, connected: bool, reason: str) -> None:
+        """There is a stream, or there is none."""
+        self._change(connected=connected, reason=reason)
+
+    # -- within
+
+    async def _next_event(self) -> Event:
+        index = self._index + 1
+        if index < len(self._events):
+            self._index = index
+        else:
+            await self._advance()
+            index = self._index = 0
+        event = self._events[index]
+        set_current_event(event)
+        return event
+
+    async def _next_batch(self) -> list[Event]:
+        left = self._events[self._index + 1 :]
+        if left and self._step is not None:
+            self._position = Position(self._step.position.epoch, self._events[self._index].sequence)
+            self._handled += self._index + 1
+            self._events = left
+        else:
+            await self._advance()
+        set_current_event(None)
+        self._whole = True
+        self._index = len(self._events) - 1
+        return self._events if isinstance(self._events, list) else list(self._events)
+
+    async def _advance(self) -> None:
+        """What was in hand is handled; waits for the next events. Raises StopAsyncIteration."""
+        if self._waiting:
+            raise self._two_iterations()
+        self._waiting = True
+        set_current_event(None)
+        try:
+            while True:
+                self._finish_step()
+                step = None if self._closed else await self._stream.take()
+                if step is None:
+                    raise StopAsyncIteration
+                self._step, self._events = step, step.events
+                if step.events:
+                    return
+        finally:
+            self._waiting = False
+
+    def _finish_step(self) -> None:
+        """Settles the step in hand: its events are handled, and now the rest of it is told."""
+        step = self._step
+        if step is None:
+            return
+        self._step, events, self._events = None, self._events, ()
+        self._handled += len(events)
+        self._index, self._whole = 0, False
+        if step.gap is not None:
+            self._tell_gap(step.gap)
+        self._position = step.position
+        if step.lag_events is not None:
+            self._lag_events = step.lag_events
+            self._change(caught_up=step.lag_events == 0)
+        if step.snapshot_end:
+            self._change(snapshot_complete=True)
+        if step.new_epoch:
+            self._change(snapshot_complete=not self._is_snapshot, caught_up=False)
+        elif step.position.epoch != self._state.epoch:
+            self._change(epoch=step.position.epoch)
+
+    def _tell_gap(self, gap: Gap) -> None:
+        _log.warning(
+            "subscriber.gap",
+            address=self.address,
+            filters=self.filters,
+            from_sequence=gap.from_sequence,
+            to_sequence=gap.to_sequence,
+            reason=GapReason.Name(gap.reason),
+        )
+        if self._on_gap is not None:
+            self._on_gap(gap)
+
+    def _change(self, **changes: bool | str) -> None:
+        state = replace(self._state, **changes)  # type: ignore[arg-type]  # fields of the state
+        if state == self._state:
+            return
+        self._state = state
+        if self._on_state is not None:
+            try:
+                self._on_state(state)
+            except Exception:
+                _log.exception("subscriber.on_state_failed", address=self.address)
+
+    def _check_open(self) -> None:
+        if self._reader is None:
+            raise FailedPrecondition("this subscriber is not open: use `async with`")
+
+    def _check_iteration(self, mine: _Iteration | None) -> None:
+        self._check_open()
+        other = self._iteration() if self._iteration is not None else None
+        if other is not None and other is not mine:
+            raise self._two_iterations()
+
+    def _two_iterations(self) -> FailedPrecondition:
+        told = f"this subscriber of {' '.join(self.filters) or '>'} is being iterated already"
+        return FailedPrecondition(
+            f"{told}; make a second Subscriber, or hand the events on from one loop",
+            reason="ALREADY_ITERATED",
+        )
+
+
+class _Iteration:
+    """One `async for`; it holds the subscriber for as long as the loop holds it."""
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        subscriber._check_iteration(None)
+        subscriber._iteration = weakref.ref(self)
+        self._subscriber = subscriber
+
+
+class _Events(_Iteration):
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        return await self._subscriber._next_event()
+
+
+class _Batches(_Iteration):
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        return await self._subscriber._next_batch()
