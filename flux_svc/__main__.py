@@ -1,0 +1,61 @@
+"""Flux: `python -m flux_svc`. Wiring only."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from google.protobuf.message import Message
+
+from aither_sdk.events import new_event
+from aither_sdk.lifecycle import Life, run
+from flux_svc.fanout.hub import Hub
+from flux_svc.logs import open_log
+from flux_svc.publishing import Publishing
+from flux_svc.registration import SERVICES, add_consumer_service, add_flux
+from flux_svc.servicer import FluxServicer
+from flux_svc.validation import EventRules
+
+
+async def serve(life: Life) -> None:
+    settings = life.settings.flux
+    async with AsyncExitStack() as stack:
+        log = await stack.enter_async_context(open_log(settings, life.settings.data_dir))
+        hub = Hub(
+            log.info().last_sequence,
+            max_events=settings.ring_events,
+            max_bytes=settings.ring_bytes,
+        )
+        log.on_commit(hub.commit)
+        servicer = FluxServicer(
+            log,
+            hub,
+            Publishing(log, EventRules(settings.max_hops)),
+            max_subscriptions=settings.max_subscriptions,
+        )
+
+        async def announce(subject: str, payload: Message) -> None:
+            await log.append([new_event(subject, payload, source=life.name)])
+
+        server = await stack.enter_async_context(
+            life.serve(
+                settings.bind,
+                settings.port or 0,
+                register=[add_flux(servicer), add_consumer_service],
+                services=SERVICES,
+            )
+        )
+        # Leaving goes upward: streams are told, the server drains, then the log closes.
+        stack.callback(hub.close)
+        await stack.enter_async_context(life.announcing(announce))
+        life.serving(server.address)
+        await life.until_stop()
+
+
+if __name__ == "__main__":
+    run(
+        "flux",
+        serve,
+        services=SERVICES,
+        bind=lambda settings: settings.flux.bind,
+        health_port=lambda settings: settings.flux.health_port,
+    )

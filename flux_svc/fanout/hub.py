@@ -1,0 +1,165 @@
+"""The owner of all views: feeds them from the log's commits and wakes their readers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aither_sdk.subjects import FilterSet
+from flux_svc.fanout.pacer import Pacer
+from flux_svc.fanout.view import View, ViewKey
+from flux_svc.logs.base import Record
+
+_ROUTES_KEPT = 65_536
+"""Subjects whose views are remembered (about 10 MB at the worst); then forgotten all at once."""
+
+
+@dataclass(slots=True)
+class FanoutStatistics:
+    """Counts since the start; changed by the hub's subscriptions."""
+
+    delivered_events: int = 0
+    ring_reads: int = 0
+    log_reads: int = 0
+
+
+class Hub:
+    """Takes committed records on the loop, in order, and keeps the newest for live readers.
+
+    Memory: frames of at most `max_events` newest events or `max_bytes` of them, shared by all views;
+    a view holds references. Without views nothing is kept.
+    """
+
+    def __init__(self, last_sequence: int, *, max_events: int, max_bytes: int) -> None:
+        self.last_sequence = last_sequence
+        self.closing = False
+        self.statistics = FanoutStatistics()
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._views: dict[ViewKey, View] = {}
+        self._routes: dict[str, tuple[View, ...]] = {}
+        """Subject -> views that match it: no event is ever held against every filter."""
+        self._kept: deque[tuple[int, int, int]] = deque()
+        """(last sequence, events, bytes) of each commit that views may hold."""
+        self._kept_events = 0
+        self._kept_bytes = 0
+        self._oldest_position = 0
+        """Readers behind this must read the log: the frames after it up to the next kept are gone."""
+        self._swept_at = 0
+        self._dirty: set[View] = set()
+        """Views with frames that their waiting readers were not woken for."""
+        self._pacer = Pacer(self._wake, self._count_wakeable)
+
+    @property
+    def views(self) -> int:
+        return len(self._views)
+
+    def commit(self, records: Sequence[Record]) -> None:
+        """The log's tail; called once for each commit, in order of sequence."""
+        if not records:
+            return
+        self.last_sequence = records[-1].sequence
+        if not self._views:
+            return
+        routes, dirty, kept_bytes = self._routes, self._dirty, 0
+        for sequence, _recorded_ns, subject, source, frame in records:
+            kept_bytes += len(frame)
+            views = routes.get(subject)
+            if views is None:
+                views = self._route(subject)
+            for view in views:
+                if not view.excluded or source not in view.excluded:
+                    view.append(sequence, frame)
+                    dirty.add(view)
+        self._keep(len(records), kept_bytes)
+        self._pacer.request()
+
+    def join(self, filters: FilterSet, excluded_sources: frozenset[str]) -> View:
+        """The view for this question, made where nobody asks it yet. Pair with `leave`."""
+        key = ViewKey(filters.key, excluded_sources)
+        view = self._views.get(key)
+        if view is None:
+            view = self._views[key] = View(key, filters, self.last_sequence)
+            self._routes.clear()
+        view.readers += 1
+        return view
+
+    def leave(self, view: View) -> None:
+        view.readers -= 1
+        if not view.readers:
+            del self._views[view.key]
+            self._dirty.discard(view)
+            self._routes.clear()
+        if not self._views:
+            self._kept.clear()
+            self._kept_events = self._kept_bytes = 0
+
+    def can_serve(self, view: View, position: int) -> bool:
+        """Whether `view.take(position, ...)` leaves nothing out."""
+        return position >= view.start and position >= self._oldest_position
+
+    async def wait(self, view: View, position: int, timeout_s: float) -> bool:
+        """True when the view may have more than `position` or the hub closes, False after the
+        timeout. Safe to cancel."""
+        if self.closing:
+            return True
+        waiter = asyncio.get_running_loop().create_future()
+        view.waiting.add(waiter)
+        if view.has_after(position):
+            self._dirty.add(view)
+            self._pacer.request()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await waiter
+        except TimeoutError:
+            return False
+        finally:
+            view.waiting.discard(waiter)
+        return True
+
+    def close(self) -> None:
+        """Wakes everybody for the last time; subscriptions end by themselves."""
+        self.closing = True
+        self._pacer.close()
+        for view in self._views.values():
+            _release(view)
+
+    def _route(self, subject: str) -> tuple[View, ...]:
+        if len(self._routes) >= _ROUTES_KEPT:
+            self._routes.clear()
+        views = tuple(view for view in self._views.values() if view.filters.matches(subject))
+        self._routes[subject] = views
+        return views
+
+    def _keep(self, events: int, size: int) -> None:
+        self._kept.append((self.last_sequence, events, size))
+        self._kept_events += events
+        self._kept_bytes += size
+        while len(self._kept) > 1 and (
+            self._kept_events > self._max_events or self._kept_bytes > self._max_bytes
+        ):
+            self._oldest_position, events, size = self._kept.popleft()
+            self._kept_events -= events
+            self._kept_bytes -= size
+        # Views are cut in sweeps: one by one for every commit would cost N views x M commits.
+        if self._oldest_position - self._swept_at > self._max_events // 16:
+            self._swept_at = self._oldest_position
+            for view in self._views.values():
+                view.trim(self._oldest_position)
+
+    def _count_wakeable(self) -> int:
+        return sum(len(view.waiting) for view in self._dirty)
+
+    def _wake(self) -> int:
+        dirty, self._dirty = self._dirty, set()
+        return sum(_release(view) for view in dirty)
+
+
+def _release(view: View) -> int:
+    waiting, view.waiting = view.waiting, set()
+    for waiter in waiting:
+        if not waiter.done():
+            waiter.set_result(None)
+    return len(waiting)

@@ -1,0 +1,90 @@
+"""Frames: events encoded once, so that every batch of every reader is a plain join of bytes.
+
+A frame is one element of `repeated Event events = 1`. Protobuf merges by concatenation, so frames
+joined are a SubscribeResponse, a ReadResponse or a GetLastResponse. What a publisher sent is
+encoded as the *body* before its place in the log is known; `seal` adds what Flux says of it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from aither.flux.v1.event_pb2 import Event
+from aither_sdk.events import event_frame
+
+_SEQUENCE_TAG = b"\x08"
+_TIME_TAG = b"\x2a"
+_RECORDED_TIME_TAG = b"\x32"
+_NS = 1_000_000_000
+
+
+class Record(NamedTuple):
+    """One event in the log."""
+
+    sequence: int
+    recorded_ns: int
+    """Wall clock of the node that appended it, ns since 1970. Orders nothing."""
+    subject: str
+    source: str
+    frame: bytes
+    """The event as an element of `repeated Event events = 1`."""
+
+
+def encode_body(event: Event, arrival_ns: int) -> bytes:
+    """The event without sequence and recorded time, whatever its publisher put there.
+
+    `arrival_ns` becomes its time where it has none. The event is left as it is.
+    """
+    # A recorded time alone needs no care: the one that `seal` puts behind it overrules it.
+    if event.sequence:
+        sent, event = event, Event()
+        event.CopyFrom(sent)
+        event.ClearField("sequence")
+        event.ClearField("recorded_time")
+    body = event.SerializeToString()
+    if not event.HasField("time"):
+        body += _TIME_TAG + _timestamp(arrival_ns)
+    return body
+
+
+def recorded_field(recorded_ns: int) -> bytes:
+    """`recorded_time`, encoded; the same for all events of a batch."""
+    return _RECORDED_TIME_TAG + _timestamp(recorded_ns)
+
+
+def seal(body: bytes, sequence: int, recorded: bytes) -> bytes:
+    """The frame of a body that got its place; `recorded` comes from `recorded_field`."""
+    return event_frame(b"".join((_SEQUENCE_TAG, _varint(sequence), body, recorded)))
+
+
+def event_of(frame: bytes) -> Event:
+    """The event in a frame. Raises DecodeError when it is not one."""
+    start = 1
+    while frame[start] & 0x80:
+        start += 1
+    return Event.FromString(frame[start + 1 :])
+
+
+def record_of(frame: bytes) -> Record:
+    """What a frame says of itself; about 2 us."""
+    event = event_of(frame)
+    recorded = event.recorded_time
+    recorded_ns = recorded.seconds * _NS + recorded.nanos
+    return Record(event.sequence, recorded_ns, event.subject, event.source, frame)
+
+
+def _timestamp(time_ns: int) -> bytes:
+    """A google.protobuf.Timestamp with its length before it. Not before 1970."""
+    seconds, nanos = divmod(max(time_ns, 0), _NS)
+    body = b"\x08" + _varint(seconds) + b"\x10" + _varint(nanos)
+    return bytes((len(body),)) + body
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes((value,))
+    if value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
+    if value < 0x200000:
+        return bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14))
+    return bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80)) + _varint(value >> 14)

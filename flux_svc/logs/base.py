@@ -1,0 +1,197 @@
+"""The port of all logs: what the rest of Flux may rely on, and what it may not.
+
+`tests/conformance/event_log_suite.py` is this text as tests; every backend runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from aither.flux.v1.event_pb2 import Event
+from aither.flux.v1.flux_service_pb2 import DURABILITY_UNSPECIFIED, Durability
+from flux_svc.frames import Record, record_of
+from flux_svc.sequencer import Appended
+
+__all__ = [
+    "Ability",
+    "Appended",
+    "CommitListener",
+    "EventLog",
+    "LogInfo",
+    "Matches",
+    "ReadResult",
+    "Record",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LogInfo:
+    """What the log holds at one moment."""
+
+    kind: str
+    """As in the setting `flux.log`."""
+    epoch: str
+    first_sequence: int
+    """Oldest event held; 0 when none is."""
+    last_sequence: int
+    """Newest event ever appended, held or not; 0 when there was none."""
+    events: int
+    bytes: int
+    """Of frames held."""
+    subjects: int
+    """Distinct subjects with an event that is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """A piece of the log."""
+
+    payload: bytes
+    """The frames joined in the order of reading: the events of a response, ready to be sent."""
+    sequences: Sequence[int]
+    sizes: Sequence[int]
+    """Bytes of each frame in `payload`."""
+    position: int
+    """Where to read on: everything from the position asked for up to here was looked at."""
+    end_reached: bool
+    """Nothing more in this direction at the moment of reading."""
+    first_sequence: int
+    """All events below it are gone (1: none is), true for the moment of reading: a forward reader
+    whose position is less than this minus 1 has a gap. One past the last when all are gone."""
+
+    @property
+    def events(self) -> int:
+        return len(self.sequences)
+
+    @property
+    def frames(self) -> list[bytes]:
+        """The payload cut up again."""
+        frames, start = [], 0
+        for size in self.sizes:
+            frames.append(self.payload[start : start + size])
+            start += size
+        return frames
+
+    @property
+    def records(self) -> list[Record]:
+        """Decodes every event (about 2 us each): for those who need more than bytes."""
+        return [record_of(frame) for frame in self.frames]
+
+
+class Ability(Enum):
+    """What a log may or may not do; the conformance suite skips what is not declared."""
+
+    PERSISTENT = "persistent"
+    """Events, epoch, idempotency and positions survive close and open."""
+    FSYNC = "fsync"
+    """DURABILITY_FSYNC is honoured; without it such a batch is refused."""
+    EXPECTED_LAST_SEQUENCE = "expected_last_sequence"
+    BACKWARD = "backward"
+    TRIM = "trim"
+    WRITE_QUEUE = "write_queue"
+    """Appends wait in a bounded queue."""
+
+
+Matches = Callable[[str], bool]
+"""Whether a subject is wanted. Pure, and safe to call from another thread."""
+CommitListener = Callable[[Sequence[Record]], None]
+
+
+class EventLog(Protocol):
+    """One ordered log of events. All methods are called on the event loop that opened it.
+
+    Sequences rise by one from event to event as they are appended and are never used twice, not
+    even after everything was trimmed.
+    """
+
+    @property
+    def epoch(self) -> str:
+        """Names this life of the log; a log that is wiped or replaced gets another one."""
+        ...
+
+    @property
+    def abilities(self) -> frozenset[Ability]: ...
+
+    async def append(
+        self,
+        events: Sequence[Event],
+        *,
+        durability: Durability.ValueType = DURABILITY_UNSPECIFIED,
+        expected_last_sequence: int | None = None,
+    ) -> list[Appended]:
+        """Appends a batch that was validated: all or none, adjacent, in order; one answer an event.
+
+        Returns when the batch is as safe as asked for and after the commit listeners heard of it.
+        An event whose source and id are within the idempotency window is answered with its first
+        sequence and the rest of the batch is stored. A batch of nothing but duplicates succeeds
+        whatever `expected_last_sequence` says, so that a repeat is answered like the first try.
+
+        Cancelling the caller changes nothing for the others; the batch may or may not be stored.
+        Raised: FailedPrecondition WRONG_LAST_SEQUENCE (metadata `actual`) or
+        DURABILITY_UNSUPPORTED; ResourceExhausted WRITE_QUEUE_FULL or DISK_FULL, with a time to
+        wait; Unavailable LOG_CLOSED or LOG_IO_ERROR. After an error nothing of the batch is seen by
+        readers of this process, reads go on, and the next append tries again. Only after
+        LOG_IO_ERROR and a crash may the batch be found stored.
+        """
+        ...
+
+    def on_commit(self, listener: CommitListener) -> None:
+        """Calls `listener` on the loop with the records of each commit: every record appended from
+        now on, once, in order, before the append that brought it returns. What it raises is logged
+        and swallowed; it must not block."""
+        ...
+
+    async def read(
+        self,
+        position: int,
+        *,
+        matches: Matches | None = None,
+        exclude_sources: frozenset[str] = frozenset(),
+        until: int | None = None,
+        max_events: int = 1024,
+        max_bytes: int = 2**20,
+        backward: bool = False,
+    ) -> ReadResult:
+        """Events after `position`, oldest first; backward: those before it, newest first.
+
+        `until` is the last sequence to look at (backward: the lowest). Unset `matches`: every
+        subject. Looks at a bounded number of events and so may answer with none before the end is
+        reached: go on at `ReadResult.position`. The first event fits whatever `max_bytes` says.
+        Never shows what the commit listeners were not told. Raises DataLoss (metadata `sequence`)
+        when the next event is damaged; those before it come first. Unavailable: closed, or the disk
+        cannot be read.
+        """
+        ...
+
+    async def last(
+        self, matches: Matches, *, exclude_sources: frozenset[str] = frozenset()
+    ) -> ReadResult:
+        """The newest event of each matching subject, by sequence: the state after `position`.
+
+        A subject whose newest event has an excluded source is left out. Raises as `read`.
+        """
+        ...
+
+    async def sequence_at(self, time_ns: int) -> int:
+        """The first sequence held that was recorded at this wall time or later; one past the last
+        where there is none. Right even where the clock jumped."""
+        ...
+
+    async def trim(self, before_sequence: int) -> None:
+        """Removes all events below `before_sequence`, in small steps between the appends.
+
+        Beyond the end it means all. What was removed stays in the idempotency window.
+        """
+        ...
+
+    def info(self) -> LogInfo:
+        """Cheap; as of the newest commit that the listeners were told."""
+        ...
+
+    async def close(self) -> None:
+        """Refuses further calls, finishes the queued appends, and lets go of the storage. Safe to
+        call again; cancelling it does not stop it."""
+        ...

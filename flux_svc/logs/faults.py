@@ -1,0 +1,78 @@
+"""What the failures of a disk are called on the bus, and what to do about each."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from aither_sdk.errors import (
+    AitherError,
+    ConfigError,
+    DataLoss,
+    Fault,
+    ResourceExhausted,
+    Unavailable,
+)
+
+_PRIMARY = 0xFF
+"""SQLite's extended result codes keep the family in the low byte."""
+
+
+def log_closed() -> Unavailable:
+    return Unavailable(
+        "the log is closed; repeat with the same ids when Flux is back",
+        reason="LOG_CLOSED",
+        retry_after_s=0.5,
+    )
+
+
+def write_queue_full(queued_events: int, queued_bytes: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"{queued_events} events ({queued_bytes} bytes) wait for the disk already; wait, then "
+        "repeat with the same ids",
+        reason="WRITE_QUEUE_FULL",
+        retry_after_s=0.1,
+    )
+
+
+def unusable_folder(folder: Path, error: OSError) -> ConfigError:
+    told = (
+        f"cannot keep the log in {folder}: {error.strerror or error}; name a folder that this user "
+        "may create and write"
+    )
+    return ConfigError([Fault("settings", None, "data_dir", told)])
+
+
+def damaged_record(path: Path, sequence: int) -> DataLoss:
+    return DataLoss(
+        f"event {sequence} in {path} is damaged: its checksum is wrong; restore the file from a "
+        "backup, or move it away to begin anew",
+        reason="DAMAGED_RECORD",
+        metadata={"sequence": str(sequence), "path": str(path)},
+    )
+
+
+def damaged_file(path: Path, why: str) -> DataLoss:
+    return DataLoss(
+        f"{path} is damaged: {why}; restore it from a backup, or move it away to begin anew",
+        reason="DAMAGED_LOG",
+        metadata={"path": str(path)},
+    )
+
+
+def sqlite_fault(error: sqlite3.Error, path: Path) -> AitherError:
+    """The error family of a failure inside SQLite."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY
+    if code == sqlite3.SQLITE_FULL:
+        return ResourceExhausted(
+            f"no space is left for {path}; free some, reading goes on meanwhile",
+            reason="DISK_FULL",
+            retry_after_s=5.0,
+        )
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return damaged_file(path, str(error))
+    return Unavailable(
+        f"{path}: {error}; repeat with the same ids",
+        reason="LOG_BUSY" if code == sqlite3.SQLITE_BUSY else "LOG_IO_ERROR",
+        retry_after_s=1.0,
+    )

@@ -1,0 +1,244 @@
+"""The file of the SQLite log: made, recognised, locked and checked before anybody trusts it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aither_sdk.errors import FailedPrecondition
+from flux_svc.logs import sqlite_reader as reader
+from flux_svc.logs.faults import damaged_file, sqlite_fault, unusable_folder
+from flux_svc.sequencer import WINDOW_EVENTS, Key
+
+FILE_NAME = "flux.db"
+LOCK_NAME = "flux.lock"
+APPLICATION_ID = 0x41495448
+"""`PRAGMA application_id` of our files: "AITH"."""
+SCHEMA_VERSION = 1
+"""`PRAGMA user_version`."""
+_CHECKED_EVENTS = 1000
+_CHECKED_BYTES = 64 * 2**20
+"""Newest records whose checksums are verified at the start; the rest when read."""
+_BUSY_TIMEOUT_S = 5.0
+"""How long to wait for a lock that another program (a backup, a shell) holds on the file."""
+
+_SCHEMA = """
+CREATE TABLE events (          -- the log
+    sequence INTEGER PRIMARY KEY,
+    recorded_ns INTEGER NOT NULL,
+    crc INTEGER NOT NULL,      -- zlib.crc32 of frame
+    subject TEXT NOT NULL,
+    source TEXT NOT NULL,
+    id TEXT NOT NULL,
+    frame BLOB NOT NULL        -- last, so that the columns before it are read without it
+);
+CREATE TABLE subjects (        -- newest event of each
+    subject TEXT PRIMARY KEY,
+    last_sequence INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE times (           -- some of the events recorded later than all before them
+    latest_ns INTEGER PRIMARY KEY,
+    sequence INTEGER NOT NULL
+);
+CREATE TABLE trimmed_ids (     -- idempotency window of events that were trimmed
+    sequence INTEGER PRIMARY KEY,
+    source TEXT NOT NULL,
+    id TEXT NOT NULL
+);
+CREATE TABLE stream (          -- one row
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    epoch TEXT NOT NULL,
+    floor INTEGER NOT NULL,    -- all events below are gone
+    last_sequence INTEGER NOT NULL,
+    events INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    latest_ns INTEGER NOT NULL,
+    commits INTEGER NOT NULL
+);
+"""
+
+
+@dataclass(slots=True)
+class StreamRow:
+    """The row of `stream`. Changed by the writer within its transactions."""
+
+    epoch: str
+    floor: int
+    last_sequence: int
+    events: int
+    bytes: int
+    latest_ns: int
+    commits: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedFile:
+    """A file that was checked, and what it remembers."""
+
+    path: Path
+    lock: int
+    """Descriptor that holds the lock; the kernel lets go of it when the process dies."""
+    connection: sqlite3.Connection
+    """For the writer alone, in autocommit mode."""
+    stream: StreamRow
+    subjects: dict[str, int]
+    known: list[tuple[Key, int]]
+    """The idempotency window, oldest first."""
+
+    def close(self) -> None:
+        self.connection.close()
+        os.close(self.lock)
+
+
+def open_file(folder: Path) -> OpenedFile:
+    """Opens or creates `folder`/flux.db. Blocking.
+
+    Raises ConfigError: the folder cannot be used. FailedPrecondition: LOG_IN_USE, NOT_A_LOG or
+    NEWER_SCHEMA. DataLoss: damaged. ResourceExhausted or Unavailable: the disk.
+    """
+    path = folder / FILE_NAME
+    lock = _lock(folder)
+    try:
+        connection = connect(path)
+        try:
+            with _told(path):
+                stream = _recognise(connection, path)
+                _check_newest(connection, path, stream)
+                subjects = dict(connection.execute("SELECT subject, last_sequence FROM subjects"))
+                known = _known(connection, stream)
+        except BaseException:
+            connection.close()
+            raise
+    except BaseException:
+        os.close(lock)
+        raise
+    return OpenedFile(path, lock, connection, stream, subjects, known)
+
+
+def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """A connection in autocommit mode that may wander between threads, one at a time."""
+    with _told(path):
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
+            uri=True,
+            timeout=_BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        connection.execute("PRAGMA cache_size = -16384")
+        return connection
+
+
+def _lock(folder: Path) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise unusable_folder(folder, error) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+        os.close(lock)
+        raise FailedPrecondition(
+            f"the log in {folder} is in use by process {holder}; stop it, or give this one another "
+            "data_dir",
+            reason="LOG_IN_USE",
+            metadata={"path": str(folder), "pid": holder},
+        ) from error
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _recognise(connection: sqlite3.Connection, path: Path) -> StreamRow:
+    if _pragma(connection, "application_id") != APPLICATION_ID:
+        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise _not_ours(path)
+        _create(connection, path)
+    version = _pragma(connection, "user_version")
+    if version > SCHEMA_VERSION:
+        raise FailedPrecondition(
+            f"{path} was written by a newer version of Flux (schema {version}, this one knows "
+            f"{SCHEMA_VERSION}); run that version, or give this one another data_dir",
+            reason="NEWER_SCHEMA",
+            metadata={"path": str(path), "schema_version": str(version)},
+        )
+    row = connection.execute(
+        "SELECT epoch, floor, last_sequence, events, bytes, latest_ns, commits FROM stream"
+    ).fetchone()
+    if row is None:
+        raise damaged_file(path, "it has lost its row of totals")
+    return StreamRow(*row)
+
+
+def _create(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in _SCHEMA.split(";"):
+        connection.execute(statement)
+    epoch = uuid.uuid4().hex
+    connection.execute("INSERT INTO stream VALUES (1, ?, 1, 0, 0, 0, 0, 0)", (epoch,))
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+    # The file's name must survive a power failure as its content does.
+    for folder in (path.parent, path.parent.absolute().parent):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _check_newest(connection: sqlite3.Connection, path: Path, stream: StreamRow) -> None:
+    row = connection.execute("SELECT max(sequence) FROM events").fetchone()
+    if (row[0] or 0) != (stream.last_sequence if stream.events else 0):
+        raise damaged_file(path, f"the newest event is {row[0]} instead of {stream.last_sequence}")
+    position, events, size = stream.last_sequence + 1, 0, 0
+    end_reached = False
+    while not end_reached and events < _CHECKED_EVENTS and size < _CHECKED_BYTES:
+        wanted = reader.Wanted(
+            position, stream.last_sequence, max_events=256, max_bytes=2**20, backward=True
+        )
+        result = reader.read(connection, path, wanted)
+        position, end_reached = result.position, result.end_reached
+        events, size = events + result.events, size + len(result.payload)
+
+
+def _known(connection: sqlite3.Connection, stream: StreamRow) -> list[tuple[Key, int]]:
+    oldest = stream.last_sequence - WINDOW_EVENTS
+    rows = connection.execute(
+        "SELECT source, id, sequence FROM trimmed_ids WHERE sequence > ?1 "
+        "UNION ALL SELECT source, id, sequence FROM events WHERE sequence > ?1 ORDER BY sequence",
+        (oldest,),
+    )
+    return [((source, event_id), sequence) for source, event_id, sequence in rows]
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _not_ours(path: Path) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{path} is not a log of Flux; move it away, or name another data_dir",
+        reason="NOT_A_LOG",
+        metadata={"path": str(path)},
+    )
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB:
+            raise _not_ours(path) from error
+        raise sqlite_fault(error, path) from error

@@ -1,0 +1,68 @@
+"""What the loop knows of a log without asking its storage; shared by the logs of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from flux_svc.logs.base import CommitListener, LogInfo, Record
+
+logger = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Tail:
+    """Changed on the loop alone, by each commit and each step of a trim."""
+
+    kind: str
+    epoch: str
+    floor: int = 1
+    """All events below it are gone."""
+    last_sequence: int = 0
+    events: int = 0
+    bytes: int = 0
+    subjects: dict[str, int] = field(default_factory=dict)
+    """Subject -> its newest sequence."""
+    listeners: list[CommitListener] = field(default_factory=list)
+
+    def commit(self, records: Sequence[Record]) -> None:
+        """Takes in what was appended, then tells the listeners."""
+        if not records:
+            return
+        self.last_sequence = records[-1].sequence
+        self.events += len(records)
+        subjects, size = self.subjects, 0
+        for sequence, _recorded_ns, subject, _source, frame in records:
+            subjects[subject] = sequence
+            size += len(frame)
+        self.bytes += size
+        for listener in self.listeners:
+            try:
+                listener(records)
+            except Exception:
+                logger.exception("commit_listener_failed", last_sequence=self.last_sequence)
+
+    def trim(self, floor: int, events: int, size: int) -> None:
+        """Takes in that `events` events below `floor` are gone."""
+        self.floor = floor
+        self.events -= events
+        self.bytes -= size
+
+    def forget(self, subjects: Mapping[str, int]) -> None:
+        """Drops subjects, unless they had another event after the one given."""
+        for subject, sequence in subjects.items():
+            if self.subjects.get(subject) == sequence:
+                del self.subjects[subject]
+
+    def info(self) -> LogInfo:
+        return LogInfo(
+            kind=self.kind,
+            epoch=self.epoch,
+            first_sequence=self.floor if self.events else 0,
+            last_sequence=self.last_sequence,
+            events=self.events,
+            bytes=self.bytes,
+            subjects=len(self.subjects),
+        )

@@ -1,0 +1,203 @@
+"""FluxService over the log and the fan-out: checks what is asked, hands it on, counts."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from aither.flux.v1 import flux_service_pb2 as pb
+from aither_sdk.errors import (
+    FailedPrecondition,
+    FieldViolation,
+    InvalidArgument,
+    OutOfRange,
+    ResourceExhausted,
+    Unimplemented,
+)
+from aither_sdk.subjects import FilterSet
+from flux_svc import validation
+from flux_svc.fanout.hub import Hub
+from flux_svc.fanout.subscription import MAX_BATCH_EVENTS, Request, Subscription
+from flux_svc.logs.base import EventLog
+from flux_svc.publishing import Publishing, draining
+
+Context = Any
+"""grpc.aio.ServicerContext; its type parameters would differ in every method."""
+
+_READ_EVENTS, _READ_BYTES, _MAX_READ_BYTES = 100, 2**20, 4 * 2**20
+_MAX_ANSWER_BYTES = 7 * 2**20
+_SUBSCRIPTIONS_LISTED = 1000
+
+
+class FluxServicer:
+    """Handlers by the names of the RPCs. Those that return events return encoded messages: frames
+    are encoded once and joined (`registration.py` says which)."""
+
+    def __init__(
+        self, log: EventLog, hub: Hub, publishing: Publishing, *, max_subscriptions: int
+    ) -> None:
+        self._log = log
+        self._hub = hub
+        self._publishing = publishing
+        self._max_subscriptions = max_subscriptions
+        self._subscriptions: dict[str, Subscription] = {}
+
+    async def Publish(self, request: pb.PublishRequest, context: Context) -> pb.PublishResponse:
+        if self._hub.closing:
+            raise draining()
+        return await self._publishing.publish(request)
+
+    async def PublishStream(
+        self, requests: AsyncIterator[pb.PublishStreamRequest], context: Context
+    ) -> AsyncIterator[pb.PublishStreamResponse]:
+        if self._hub.closing:
+            raise draining()
+        async with aclosing(self._publishing.publish_stream(requests)) as responses:
+            async for response in responses:
+                yield response
+
+    async def Subscribe(
+        self, request: pb.SubscribeRequest, context: Context
+    ) -> AsyncIterator[bytes]:
+        checked = await self._checked(request, context)
+        if len(self._subscriptions) >= self._max_subscriptions:
+            raise ResourceExhausted(
+                f"{self._max_subscriptions} subscriptions are open; close some or raise "
+                "flux.max_subscriptions",
+                reason="TOO_MANY_SUBSCRIPTIONS",
+                retry_after_s=5.0,
+            )
+        key = uuid.uuid4().hex
+        subscription = Subscription(checked, self._hub, self._log)
+        self._subscriptions[key] = subscription
+        try:
+            async with aclosing(subscription.messages()) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            del self._subscriptions[key]
+
+    async def Consume(
+        self, requests: AsyncIterator[pb.ConsumeRequest], context: Context
+    ) -> AsyncIterator[pb.ConsumeResponse]:
+        raise Unimplemented(
+            "consumer groups are not in this version; Subscribe and keep your own position"
+        )
+        yield pb.ConsumeResponse()  # type: ignore[unreachable]  # a stream's handler is a generator
+
+    async def Read(self, request: pb.ReadRequest, context: Context) -> bytes:
+        filters = FilterSet(request.filters)
+        found = []
+        if request.max_events > validation.MAX_BATCH_EVENTS:
+            told = f"{request.max_events}; use 1..{validation.MAX_BATCH_EVENTS}"
+            found.append(FieldViolation("max_events", told))
+        if request.max_bytes > _MAX_READ_BYTES:
+            told = f"{request.max_bytes}; use 1..{_MAX_READ_BYTES}"
+            found.append(FieldViolation("max_bytes", told))
+        if found:
+            raise InvalidArgument.of(found)
+        backward = request.direction == pb.READ_DIRECTION_BACKWARD
+        last = self._log.info().last_sequence
+        start = request.from_sequence or (last if backward else 1)
+        result = await self._log.read(
+            start + 1 if backward else start - 1,
+            matches=None if filters.matches_all else filters.matches,
+            max_events=request.max_events or _READ_EVENTS,
+            max_bytes=request.max_bytes or _READ_BYTES,
+            backward=backward,
+        )
+        # `from_sequence` is inclusive, a position is not.
+        following = result.position - 1 if backward else result.position + 1
+        tail = pb.ReadResponse(
+            next_sequence=0 if result.end_reached else following,
+            end_reached=result.end_reached,
+            epoch=self._log.epoch,
+        )
+        return result.payload + tail.SerializeToString()
+
+    async def GetLast(self, request: pb.GetLastRequest, context: Context) -> bytes:
+        if not request.filters:
+            told = 'empty; name at least one, such as "genesis.snapshot", or ">" for all'
+            raise InvalidArgument.of([FieldViolation("filters", told)])
+        result = await self._log.last(FilterSet(request.filters).matches)
+        size = len(result.payload)
+        if size > _MAX_ANSWER_BYTES:
+            raise ResourceExhausted(
+                f"the state is {size} bytes, more than the {_MAX_ANSWER_BYTES} of one answer; use "
+                "narrower filters or Subscribe with last_per_subject",
+                reason="ANSWER_TOO_LARGE",
+            )
+        tail = pb.GetLastResponse(last_sequence=result.position, epoch=self._log.epoch)
+        return result.payload + tail.SerializeToString()
+
+    async def GetStreamInfo(
+        self, request: pb.GetStreamInfoRequest, context: Context
+    ) -> pb.GetStreamInfoResponse:
+        info = self._log.info()
+        published, fanout = self._publishing.statistics, self._hub.statistics
+        listed = list(self._subscriptions.values())[:_SUBSCRIPTIONS_LISTED]
+        return pb.GetStreamInfoResponse(
+            log=info.kind,
+            epoch=info.epoch,
+            first_sequence=info.first_sequence,
+            last_sequence=info.last_sequence,
+            events=info.events,
+            bytes=info.bytes,
+            subjects=info.subjects,
+            subscriptions=[subscription.info() for subscription in listed],
+            subscription_count=len(self._subscriptions),
+            published_events=published.published_events,
+            delivered_events=fanout.delivered_events,
+            refused_events=published.refused_events,
+            duplicate_events=published.duplicate_events,
+            ring_reads=fanout.ring_reads,
+            log_reads=fanout.log_reads,
+        )
+
+    async def _checked(self, request: pb.SubscribeRequest, context: Context) -> Request:
+        validation.check_subscribe(request)
+        if request.slow_policy not in (pb.SLOW_POLICY_UNSPECIFIED, pb.SLOW_POLICY_CATCH_UP):
+            raise Unimplemented(
+                "only the slow policy CATCH_UP is in this version; leave slow_policy unset"
+            )
+        interval = request.heartbeat_interval if request.HasField("heartbeat_interval") else None
+        return Request(
+            filters=FilterSet(request.filters),
+            excluded_sources=frozenset(request.exclude_sources),
+            position=await self._start(request),
+            resumed=request.WhichOneof("start") == "after_sequence" and request.after_sequence > 0,
+            snapshot=request.WhichOneof("start") == "last_per_subject",
+            stop_sequence=request.stop_sequence if request.HasField("stop_sequence") else None,
+            heartbeat_s=validation.heartbeat_s(interval),
+            batch_events=request.max_batch_events or MAX_BATCH_EVENTS,
+            client_name=request.client_name or context.peer(),
+        )
+
+    async def _start(self, request: pb.SubscribeRequest) -> int:
+        """The position to begin after."""
+        if request.resume_epoch and request.resume_epoch != self._log.epoch:
+            raise FailedPrecondition(
+                f'the log\'s epoch is "{self._log.epoch}", not "{request.resume_epoch}": it was '
+                "wiped or replaced. Positions of the old one mean nothing; begin with `earliest`, "
+                "`new` or `last_per_subject`",
+                reason="EPOCH_MISMATCH",
+                metadata={"epoch": self._log.epoch},
+            )
+        start = request.WhichOneof("start")
+        if start == "earliest":
+            return 0
+        if start == "at_time":
+            return max(0, await self._log.sequence_at(request.at_time.ToNanoseconds()) - 1)
+        if start == "after_sequence":
+            last = max(self._hub.last_sequence, self._log.info().last_sequence)
+            if request.after_sequence > last:
+                raise OutOfRange(
+                    f"after_sequence {request.after_sequence} lies beyond the end of the log, "
+                    f"{last}; was the log replaced? Send resume_epoch to be told",
+                    reason="BEYOND_END",
+                    metadata={"last_sequence": str(last)},
+                )
+            return request.after_sequence
+        return self._hub.last_sequence

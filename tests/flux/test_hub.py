@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+
+from aither_sdk.subjects import FilterSet
+from flux_svc.fanout.hub import Hub
+from flux_svc.fanout.pacer import MAX_PAUSE_S, Pacer, pause_s
+from flux_svc.logs.base import Record
+
+
+def records(first: int, *subjects: str, source: str = "s", size: int = 10) -> list[Record]:
+    return [
+        Record(first + i, 0, subject, source, bytes(size)) for i, subject in enumerate(subjects)
+    ]
+
+
+def hub(max_events: int = 1000, max_bytes: int = 10**9) -> Hub:
+    return Hub(0, max_events=max_events, max_bytes=max_bytes)
+
+
+async def test_each_view_gets_what_matches_it() -> None:
+    it = hub()
+    a, b = it.join(FilterSet(["a.*"]), frozenset()), it.join(FilterSet(["b.>"]), frozenset())
+    it.commit(records(1, "a.x", "b.x.y", "a.x.y", "a.z"))
+    assert (len(a), len(b)) == (2, 1)
+
+
+async def test_equal_filters_share_a_view_until_the_last_reader_leaves() -> None:
+    it = hub()
+    first = it.join(FilterSet(["a", "b"]), frozenset())
+    assert it.join(FilterSet(["b", "a"]), frozenset()) is first
+    it.leave(first)
+    assert it.views == 1
+    it.leave(first)
+    assert it.views == 0
+
+
+async def test_excluded_sources_are_left_out() -> None:
+    it = hub()
+    view = it.join(FilterSet([]), frozenset({"me"}))
+    it.commit(records(1, "a", source="me"))
+    it.commit(records(2, "a", source="you"))
+    assert len(view) == 1
+
+
+async def test_a_waiter_is_woken_by_a_match_and_not_by_anything_else() -> None:
+    it = hub()
+    view = it.join(FilterSet(["a"]), frozenset())
+    waiting = asyncio.create_task(it.wait(view, 0, 30))
+    await asyncio.sleep(0)
+    it.commit(records(1, "b"))
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    it.commit(records(2, "a"))
+    assert await asyncio.wait_for(waiting, 5) is True
+
+
+async def test_a_match_between_taking_and_waiting_is_not_missed() -> None:
+    it = hub()
+    view = it.join(FilterSet(["a"]), frozenset())
+    it.commit(records(1, "a"))
+    assert await asyncio.wait_for(it.wait(view, 0, 30), 5) is True
+
+
+async def test_a_wait_that_times_out_leaves_nothing_behind() -> None:
+    it = hub()
+    view = it.join(FilterSet(["a"]), frozenset())
+    assert await it.wait(view, 0, 0.01) is False
+    assert not view.waiting
+
+
+async def test_closing_wakes_everybody() -> None:
+    it = hub()
+    view = it.join(FilterSet(["a"]), frozenset())
+    waiting = [asyncio.create_task(it.wait(view, 0, 30)) for _ in range(3)]
+    await asyncio.sleep(0)
+    it.close()
+    assert await asyncio.gather(*waiting) == [True] * 3
+    assert await it.wait(view, 0, 30) is True
+
+
+async def test_frames_kept_are_bounded_by_events_and_bytes() -> None:
+    it = hub(max_events=100)
+    view = it.join(FilterSet([]), frozenset())
+    for i in range(50):
+        it.commit(records(1 + i * 10, *["a"] * 10))
+    assert not it.can_serve(view, 0)
+    assert it.can_serve(view, it.last_sequence - 90)
+    assert len(view) < 100 + 1024 + 10
+    small = hub(max_events=10**6, max_bytes=1000)
+    narrow = small.join(FilterSet([]), frozenset())
+    for i in range(50):
+        small.commit(records(1 + i, "a", size=100))
+    assert not small.can_serve(narrow, 30)
+    assert small.can_serve(narrow, 45)
+
+
+async def test_a_view_without_readers_keeps_no_frames() -> None:
+    class Frame(bytes):
+        """Bytes that can be counted while they live."""
+
+    it = hub()
+    it.leave(it.join(FilterSet([]), frozenset()))
+    it.commit([Record(1, 0, "a", "s", Frame(b"x"))])
+    gc.collect()
+    assert not [o for o in gc.get_objects() if isinstance(o, Frame)]
+
+
+async def test_the_cost_of_a_commit_grows_with_matches_not_with_filters() -> None:
+    """Five hundred filters that match nothing are looked at once a subject, not once an event."""
+    it = hub(max_events=10**6)
+    asked = 0
+    original = FilterSet.matches
+
+    def counting(self: FilterSet, subject: str) -> bool:
+        nonlocal asked
+        asked += 1
+        return original(self, subject)
+
+    FilterSet.matches = counting  # type: ignore[method-assign]
+    try:
+        for i in range(500):
+            it.join(FilterSet([f"f{i}.>"]), frozenset())
+        for i in range(100):
+            it.commit(records(1 + i * 10, *["f1.a"] * 10))
+    finally:
+        FilterSet.matches = original  # type: ignore[method-assign]
+    assert asked == 500
+
+
+def test_the_pause_grows_with_the_waiting_and_is_bounded() -> None:
+    assert pause_s(0) == 0
+    assert pause_s(1) < 0.001
+    assert pause_s(100) == 100 * pause_s(1)
+    assert pause_s(10**6) == MAX_PAUSE_S
+
+
+async def test_the_pacer_wakes_at_once_when_idle_and_then_gathers() -> None:
+    woken: list[float] = []
+
+    def wake() -> int:
+        woken.append(time.monotonic())
+        return 200
+
+    pacer = Pacer(wake, lambda: 200)
+    pacer.request()
+    assert len(woken) == 1
+    for _ in range(100):
+        pacer.request()
+    assert len(woken) == 1
+    await asyncio.sleep(pause_s(200) * 3)
+    assert len(woken) == 2
+    assert woken[1] - woken[0] >= pause_s(200) * 0.9
+    pacer.close()
+
+
+async def test_the_pacer_does_nothing_when_nobody_waits() -> None:
+    pacer = Pacer(lambda: 1 // 0, lambda: 0)
+    pacer.request()

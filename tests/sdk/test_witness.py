@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from aither_sdk.beat import Beat, BeatCell, Heart, Phase
+from aither_sdk.channels import open_channel
+from aither_sdk.errors import Unavailable
+from aither_sdk.health import NOT_SERVING, SERVING
+from aither_sdk.tasks import BoundedTasks
+from aither_sdk.witness.parent import Witness, open_witness
+from aither_sdk.witness.verdict import judge
+
+
+def beat(phase: Phase = Phase.SERVING, *, ready: bool = True, at_s: float = 100.0) -> Beat:
+    return Beat(phase, ready, 1, int(at_s * 1e9), 1, 1)
+
+
+def test_a_beating_loop_is_live_and_ready() -> None:
+    verdict = judge(beat(), int(100.03e9))
+    assert (verdict.live, verdict.started, verdict.ready) == (True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("silence_s", "live", "ready"), [(1.9, True, True), (2.1, True, False), (30.1, False, False)]
+)
+def test_silence_costs_readiness_first_and_liveness_last(
+    silence_s: float, live: bool, ready: bool
+) -> None:
+    verdict = judge(beat(), int((100 + silence_s) * 1e9))
+    assert (verdict.live, verdict.ready) == (live, ready)
+
+
+def test_before_the_first_beat_it_lives_but_has_not_started() -> None:
+    verdict = judge(None, 0)
+    assert (verdict.live, verdict.started, verdict.ready) == (True, False, False)
+
+
+def test_draining_ends_readiness_at_once() -> None:
+    verdict = judge(beat(Phase.DRAINING), int(100e9))
+    assert (verdict.live, verdict.started, verdict.ready) == (True, True, False)
+
+
+def test_a_cell_that_holds_something_else_is_no_beat() -> None:
+    cell = BeatCell.create()
+    assert cell.read() is None
+    os.pwrite(cell.fd, b"not a beat cell, surely", 0)
+    assert cell.read() is None
+    cell.close()
+
+
+def test_what_is_written_is_read() -> None:
+    cell = BeatCell.create()
+    cell.write(Phase.DRAINING, True)
+    read = cell.read()
+    assert read is not None
+    assert (read.phase, read.ready, read.pid) == (Phase.DRAINING, True, os.getpid())
+    cell.close()
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[tuple[Witness, Heart]]:
+    cell = BeatCell.create()
+    heart = Heart(cell)
+    heart.start()
+    async with (
+        BoundedTasks("test", 4, close_timeout_s=0.1) as tasks,
+        open_witness(cell, "127.0.0.1", 0, ["a.Service"], tasks) as witness,
+    ):
+        yield witness, heart
+    heart.stop()
+    cell.close()
+
+
+async def check(address: str, service: str) -> int:
+    async with open_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answer = await stub.Check(
+            health_pb2.HealthCheckRequest(service=service), timeout=10, wait_for_ready=True
+        )
+        status: int = answer.status
+        return status
+
+
+async def test_the_witness_answers_from_the_beat(service: tuple[Witness, Heart]) -> None:
+    witness, heart = service
+    assert await check(witness.address, "startup") == NOT_SERVING
+    heart.turn(Phase.SERVING, ready=True)
+    assert await check(witness.address, "readiness") == SERVING
+    assert await check(witness.address, "a.Service") == SERVING
+    heart.turn(Phase.DRAINING, ready=True)
+    assert await check(witness.address, "readiness") == NOT_SERVING
+    assert await check(witness.address, "liveness") == SERVING
+
+
+_PROBE = """
+import sys, time, grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+stub = health_pb2_grpc.HealthStub(grpc.insecure_channel(sys.argv[1]))
+end = time.monotonic() + 30
+while time.monotonic() < end:
+    ready = stub.Check(health_pb2.HealthCheckRequest(service="readiness"), timeout=5).status
+    live = stub.Check(health_pb2.HealthCheckRequest(service="liveness"), timeout=5).status
+    print(ready, live, flush=True)
+    if ready == 2:
+        break
+    time.sleep(0.05)
+"""
+
+
+async def test_the_witness_tells_the_truth_while_the_loop_stands_still(
+    service: tuple[Witness, Heart],
+) -> None:
+    witness, heart = service
+    heart.turn(Phase.SERVING, ready=True)
+    prober = subprocess.Popen(
+        [sys.executable, "-c", _PROBE, witness.address], stdout=subprocess.PIPE, text=True
+    )
+    assert prober.stdout is not None
+    assert prober.stdout.readline() == "1 1\n"
+    # The stall under test: nothing on this loop runs while the prober asks and is answered.
+    output, _ = prober.communicate(timeout=40)
+    assert output.splitlines()[-1] == "2 1"
+    assert await check(witness.address, "readiness") == SERVING
+
+
+async def test_a_witness_that_is_killed_comes_back_at_its_address(
+    service: tuple[Witness, Heart],
+) -> None:
+    witness, heart = service
+    heart.turn(Phase.SERVING, ready=True)
+    address = witness.address
+    assert witness._child is not None
+    os.kill(witness._child.pid, signal.SIGKILL)
+    end_s = time.monotonic() + 30
+    while witness.restarts == 0 and time.monotonic() < end_s:
+        await asyncio.sleep(0.05)
+    assert witness.address == address
+    assert await check(address, "readiness") == SERVING
+
+
+async def test_a_taken_health_port_is_told_with_its_reason(
+    service: tuple[Witness, Heart],
+) -> None:
+    witness, _ = service
+    port = int(witness.address.rpartition(":")[2])
+    cell = BeatCell.create()
+    async with BoundedTasks("test", 2, close_timeout_s=0.1) as tasks:
+        with pytest.raises(Unavailable, match="Address already in use"):
+            async with open_witness(cell, "127.0.0.1", port, [], tasks):
+                pass
+    cell.close()
+
+
+async def test_the_witness_ends_with_its_service() -> None:
+    script = (
+        "import asyncio\n"
+        "from aither_sdk.beat import BeatCell\n"
+        "from aither_sdk.witness.parent import Witness\n"
+        "async def main():\n"
+        "    witness = Witness(BeatCell.create(), '127.0.0.1', 0, [])\n"
+        "    await witness.start()\n"
+        "    print(witness.address, flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    service = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert service.stdout is not None
+    address = service.stdout.readline().strip()
+    assert await check(address, "liveness") == SERVING
+    service.kill()
+    service.wait()
+    service.stdout.close()
+    end_s = time.monotonic() + 20
+    while time.monotonic() < end_s:
+        try:
+            await check_once(address)
+        except grpc.aio.AioRpcError:
+            return
+        await asyncio.sleep(0.05)
+    pytest.fail("the witness outlived its service by 20 s")
+
+
+async def check_once(address: str) -> None:
+    options = (("grpc.enable_retries", 0),)
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
