@@ -1,7 +1,7 @@
 """The beat cell: 64 bytes of shared memory in which a loop says that it is alive.
 
-The loop writes, the witness process reads; no lock, no I/O, nothing that could make the one wait for
-the other.
+The loop writes, the witness process reads; no lock, no I/O, nothing that could make the one wait
+for the other.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class DataLoss(AitherError):
 
 
 class Internal(AitherError):
-    """Raised for a defect of Aither itself; the details are in the server's log, never on the wire."""
+    """Raised for a defect of Aither itself; details are in the server's log, never on the wire."""
 
     code = grpc.StatusCode.INTERNAL
     default_reason = "INTERNAL"

@@ -14,8 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from aither_sdk.errors import NotFound
 
-ServingStatus: TypeAlias = int
-"""`grpc.health.v1.HealthCheckResponse.ServingStatus`; the library has no types."""
+ServingStatus: TypeAlias = health_pb2.HealthCheckResponse.ServingStatus.ValueType
 Context: TypeAlias = Any
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -83,7 +82,7 @@ class HealthBoard:
             self._watchers.discard(changed)
 
 
-class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+class HealthServicer(health_pb2_grpc.HealthServicer):
     """Answers `grpc.health.v1.Health` from a board."""
 
     def __init__(self, board: HealthBoard) -> None:

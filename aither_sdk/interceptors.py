@@ -28,8 +28,8 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Turns AitherError into its rich status, and any other exception into INTERNAL with a number
-    to look up in the log; no stack trace leaves the process. Cancellation passes untouched: grpc.aio
-    leaks native memory when a handler swallows it."""
+    to look up in the log; no stack trace leaves the process. Cancellation passes untouched:
+    grpc.aio leaks native memory when a handler swallows it."""
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -83,8 +83,8 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
 
 
 class TraceInterceptor(grpc.aio.ServerInterceptor):
-    """A SERVER span for each unary call, in the caller's trace. A stream gets none: a span that ends
-    with the stream would be told when nobody asks any more."""
+    """A SERVER span for each unary call, in the caller's trace. A stream gets none: a span that
+    ends with the stream would be told when nobody asks any more."""
 
     def __init__(self) -> None:
         self._tracer = trace.get_tracer("aither_sdk")

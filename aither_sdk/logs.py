@@ -1,4 +1,4 @@
-"""Structured logs: an event name and fields, one line a state change, with the trace it belongs to."""
+"""Structured logs: an event name and fields, one line a state change, with the trace it is of."""
 
 from __future__ import annotations
 
@@ -28,7 +28,14 @@ def configure_logs(service: str, *, level: str = "info", log_format: str = "auto
     Where telemetry is on, each line also goes out over OTLP.
     """
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+
+    # Not a context variable: streams run in contexts of their own, and need it in their lines too.
+    def add_service(_logger: Any, _method: str, fields: Fields) -> Fields:
+        fields.setdefault("service", service)
+        return fields
+
     shared: list[structlog.typing.Processor] = [
+        add_service,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -63,7 +70,6 @@ def configure_logs(service: str, *, level: str = "info", log_format: str = "auto
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    structlog.contextvars.bind_contextvars(service=service)
 
 
 def _add_trace(_logger: Any, _method: str, fields: Fields) -> Fields:

@@ -100,6 +100,8 @@ class LlmSettings(_Section):
 class GenesisSettings(_Section):
     """`genesis:`, the orchestrator. It has no data port."""
 
+    bind: str = Field("127.0.0.1", min_length=1)
+    """Address at which its witness answers health."""
     health_port: int | None = Field(None, ge=0, le=65535)
     """Port on which the witness answers health. Unset: `port_base` + 104."""
     agents: Path | None = None
@@ -201,8 +203,8 @@ def load_settings(
     """Reads every source once and checks them together. Blocking file I/O.
 
     `config`: None takes AITHER_CONFIG, else `aither.yaml` where that exists. `overrides`: nested
-    mapping of what the command line said. Raises ConfigError with all faults, each with its file and
-    line or its variable, and what would be right.
+    mapping of what the command line said. Raises ConfigError with all faults, each with its file
+    and line or its variable, and what would be right.
     """
     source = _config_file(config)
     file = load_yaml(source) if source is not None else None
@@ -210,6 +212,7 @@ def load_settings(
     if file is not None and not isinstance(data, Mapping):
         raise ConfigError([file.fault((), "not a mapping; begin with a section such as `flux:`")])
     given = dict(overrides or {})
+    faults: list[Fault] = []
     try:
         environment = EnvSettingsSource(Settings)()
         faults = _open_binds(_merged(data, environment, given), file)
@@ -231,7 +234,7 @@ def _open_binds(values: Mapping[str, Any], file: YamlFile | None) -> list[Fault]
     if isinstance(security, Mapping) and security.get("allow_plaintext") in _TRUE:
         return []
     faults = []
-    for section in ("flux", "pulse", "sense", "constellation"):
+    for section in ("flux", "pulse", "sense", "genesis", "constellation"):
         served = values.get(section)
         bind = served.get("bind") if isinstance(served, Mapping) else None
         if isinstance(bind, str) and not bind.startswith(LOOPBACK_PREFIXES):

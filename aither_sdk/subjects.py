@@ -1,4 +1,4 @@
-"""Subjects and filters: dotted lower-case tokens, `*` for one token, a trailing `>` for the rest."""
+"""Subjects and filters: dotted lower-case tokens, `*` for one token, a last `>` for the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_TOKENS = 16
 MAX_BYTES = 255
 MAX_FILTERS = 64
 _MEMO_SUBJECTS = 65_536
-"""Subjects remembered by a FilterSet; a full memo is thrown away whole (about 8 MB at the worst)."""
+"""Subjects remembered by a FilterSet; a full memo is thrown away whole (about 8 MB at worst)."""
 
 _TOKEN = r"[a-z0-9_-]+"
 _SUBJECT = re.compile(rf"{_TOKEN}(?:\.{_TOKEN}){{0,{MAX_TOKENS - 1}}}")

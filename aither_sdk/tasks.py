@@ -30,9 +30,9 @@ class TaskStatistics:
 class BoundedTasks:
     """Owns at most `limit` tasks; what does not fit is refused and counted, never queued.
 
-    Takes coroutine functions, not coroutines, so that refused work leaves nothing un-awaited. A task
-    that fails is logged with its name and ends alone. Leaving the `async with` gives running tasks
-    `close_timeout_s`, then cancels them and names them in `cancelled_at_close`.
+    Takes coroutine functions, not coroutines, so that refused work leaves nothing un-awaited. A
+    task that fails is logged with its name and ends alone. Leaving the `async with` gives running
+    tasks `close_timeout_s`, then cancels them and names them in `cancelled_at_close`.
     """
 
     def __init__(self, name: str, limit: int, *, close_timeout_s: float = 2.0) -> None:

@@ -13,6 +13,7 @@ from aither_sdk.errors import ConfigError, Fault
 
 _MAX_BYTES = 4 * 2**20
 """A configuration larger than this is a mistake, and would stall whoever parses it."""
+_MAX_VALUES = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,9 @@ def _index(
     if node is None:
         return
     lines.setdefault(at, node.start_mark.line + 1)
+    if len(lines) > _MAX_VALUES:
+        # Aliases of aliases unfold to more than any memory holds.
+        raise ValueError(f"more than {_MAX_VALUES} values, aliases unfolded; write fewer")
     if id(node) in parents:
         faults.append(Fault(str(path), lines[at], dotted(at), "contains itself; remove the alias"))
         return

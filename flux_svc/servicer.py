@@ -85,7 +85,7 @@ class FluxServicer:
         raise Unimplemented(
             "consumer groups are not in this version; Subscribe and keep your own position"
         )
-        yield pb.ConsumeResponse()  # type: ignore[unreachable]  # a stream's handler is a generator
+        yield pb.ConsumeResponse()  # a stream's handler is a generator
 
     async def Read(self, request: pb.ReadRequest, context: Context) -> bytes:
         filters = FilterSet(request.filters)

@@ -74,7 +74,9 @@ class ServiceProcess:
         end_s = time.monotonic() + START_LIMIT_S
         while time.monotonic() < end_s:
             if self._process.poll() is not None:
-                raise AssertionError(f"{self.module} ended with {self._process.returncode}:\n{self.log}")
+                raise AssertionError(
+                    f"{self.module} ended with {self._process.returncode}:\n{self.log}"
+                )
             if self.health("readiness") == "SERVING":
                 return
             time.sleep(0.02)

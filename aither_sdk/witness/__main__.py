@@ -50,11 +50,13 @@ async def _serve(arguments: argparse.Namespace) -> int:
 
 
 async def _until_free(bind: str, port: int) -> None:
-    """Waits a moment for a taken port: after a crash of the service, the witness before this one may
-    still be on its way out."""
+    """Waits a moment for a taken port: after a crash of the service, the witness before this one
+    may still be on its way out."""
     end_s = time.monotonic() + _PORT_PATIENCE_S
-    while port and why_not_bind(bind, port) is not None and time.monotonic() < end_s:
+    taken = why_not_bind(bind, port) is not None
+    while port and taken and time.monotonic() < end_s:
         await asyncio.sleep(_POLL_S)
+        taken = why_not_bind(bind, port) is not None
 
 
 def _say(**fields: str) -> None:

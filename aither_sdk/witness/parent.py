@@ -1,4 +1,4 @@
-"""The service's side of its witness: start it, hear where it serves, start it again when it dies."""
+"""The service's side of its witness: start it, hear where it serves, start it anew if it dies."""
 
 from __future__ import annotations
 

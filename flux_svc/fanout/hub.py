@@ -28,8 +28,8 @@ class FanoutStatistics:
 class Hub:
     """Takes committed records on the loop, in order, and keeps the newest for live readers.
 
-    Memory: frames of at most `max_events` newest events or `max_bytes` of them, shared by all views;
-    a view holds references. Without views nothing is kept.
+    Memory: frames of at most `max_events` newest events or `max_bytes` of them, shared by all
+    views; a view holds references. Without views nothing is kept.
     """
 
     def __init__(self, last_sequence: int, *, max_events: int, max_bytes: int) -> None:
@@ -46,7 +46,7 @@ class Hub:
         self._kept_events = 0
         self._kept_bytes = 0
         self._oldest_position = 0
-        """Readers behind this must read the log: the frames after it up to the next kept are gone."""
+        """Readers behind this must read the log: frames that follow it are gone."""
         self._swept_at = 0
         self._dirty: set[View] = set()
         """Views with frames that their waiting readers were not woken for."""

@@ -1,4 +1,4 @@
-"""One subscriber: a position in the log, driven over the log while behind and over a view at the end.
+"""One subscriber: a position, driven over the log while it is behind and over a view at the end.
 
 It holds no queue. What it was sent last is all the memory it costs, and a subscriber that does not
 read waits here alone, inside its own `send`.

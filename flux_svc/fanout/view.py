@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from aither_sdk.subjects import FilterSet
 
 _JOINS_KEPT = 8
-"""Joined batches remembered. Readers at the tail stand at one or two positions; each kept join costs
-at most one batch of bytes."""
+"""Joined batches remembered. Readers at the tail stand at one or two positions; each kept join
+costs at most one batch of bytes."""
 _TRIM_AT = 1024
 """Frames that may lie dead at the front before the lists are cut; cutting moves the whole list."""
 

@@ -34,7 +34,7 @@ from flux_svc.logs.base import (
     ReadResult,
 )
 from flux_svc.logs.faults import log_closed, write_queue_full
-from flux_svc.logs.sqlite_file import OpenedFile, connect, open_file
+from flux_svc.logs.sqlite_file import OpenedFile, connect, limit_size, open_file
 from flux_svc.logs.sqlite_writer import AppendJob, Group, GroupWriter, TrimJob, Trimmed
 from flux_svc.logs.tail import Tail
 from flux_svc.sequencer import draft
@@ -92,12 +92,16 @@ class SqliteLog:
         clock: Clock | None = None,
         queue_events: int = QUEUE_EVENTS,
         queue_bytes: int = QUEUE_BYTES,
+        max_file_bytes: int | None = None,
     ) -> SqliteLog:
         """Opens or creates the log in `folder`; takes about 0.3 s for a full idempotency window.
 
+        `max_file_bytes`: the file grows no further and appends are refused with DISK_FULL until
+        something is trimmed. Unset: as large as the disk.
+
         Raises what `sqlite_file.open_file` raises.
         """
-        file, readers = await asyncio.to_thread(_open, folder)
+        file, readers = await asyncio.to_thread(_open, folder, max_file_bytes)
         return cls(
             file,
             readers,
@@ -230,9 +234,11 @@ class SqliteLog:
             step.job.answer.set_exception(step.error)
 
 
-def _open(folder: Path) -> tuple[OpenedFile, reader.Readers]:
+def _open(folder: Path, max_file_bytes: int | None) -> tuple[OpenedFile, reader.Readers]:
     file = open_file(folder)
     try:
+        if max_file_bytes is not None:
+            limit_size(file.connection, max_file_bytes)
         connections = [connect(file.path, read_only=True) for _ in range(READERS)]
     except BaseException:
         file.close()

@@ -135,6 +135,12 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         return connection
 
 
+def limit_size(connection: sqlite3.Connection, max_bytes: int) -> None:
+    """Makes writes on this connection fail with SQLITE_FULL rather than grow the file."""
+    pages = max_bytes // _pragma(connection, "page_size")
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+
+
 def _lock(folder: Path) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -24,10 +24,12 @@ def board() -> HealthBoard:
 
 @pytest.fixture
 async def stub(board: HealthBoard) -> AsyncIterator[Stub]:
-    async with open_server("127.0.0.1", 0, board=board, drain_s=0) as server:
-        # The test is the client of its own server; a plain channel may do what open_channel refuses.
-        async with grpc.aio.insecure_channel(server.address) as channel:
-            yield health_pb2_grpc.HealthStub(channel)
+    # The test is the client of its own server: a plain channel may do what open_channel refuses.
+    async with (
+        open_server("127.0.0.1", 0, board=board, drain_s=0) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        yield health_pb2_grpc.HealthStub(channel)
 
 
 def ask(service: str) -> health_pb2.HealthCheckRequest:

@@ -58,7 +58,7 @@ async def taken(subscriber: Subscriber, count: int) -> list[int]:
 async def until(condition: Callable[[], bool]) -> None:
     """Waits for what other tasks bring about."""
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # conditions of any kind
+        while not condition():  # conditions of any kind
             await asyncio.sleep(0.005)
 
 

@@ -189,9 +189,7 @@ async def test_a_subscriber_may_leave_out_its_own_voice(flux: ServiceProcess) ->
     async with (
         Publisher(flux.address, source="me") as me,
         Publisher(flux.address, source="you") as you,
-        Subscriber(
-            flux.address, ["voice.>"], start=EARLIEST, exclude_sources=["me"]
-        ) as subscriber,
+        Subscriber(flux.address, ["voice.>"], start=EARLIEST, exclude_sources=["me"]) as subscriber,
     ):
         await me.publish("voice.a")
         await you.publish("voice.b")

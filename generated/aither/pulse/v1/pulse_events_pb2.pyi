@@ -49,7 +49,7 @@ class PulseTick(_message.Message):
     at once was reached.
     """
     checks_discounted: _builtins.int
-    """Bad results thrown away because Pulse itself lagged, and asked for again."""
+    """Timeouts and silences that were thrown away because Pulse itself lagged, and asked for again."""
     targets_up: _builtins.int
     """Targets by state."""
     targets_down: _builtins.int

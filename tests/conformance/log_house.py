@@ -1,0 +1,73 @@
+"""What the suite needs of a backend: open it, open it again, make it stall."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from aither.flux.v1.event_pb2 import Event
+from aither_sdk.clock import Clock
+from flux_svc.frames import event_of
+from flux_svc.logs.base import Ability, EventLog, ReadResult
+
+_numbers = itertools.count()
+
+
+class LogHouse(Protocol):
+    """One place where logs of one backend live, empty at the start of a test."""
+
+    abilities: frozenset[Ability]
+
+    async def open(self, *, clock: Clock | None = None, queue_events: int = 65_536) -> EventLog:
+        """The log of this place; with PERSISTENT the same one every time."""
+        ...
+
+    def wipe(self) -> None:
+        """Removes what PERSISTENT kept. The log is closed."""
+        ...
+
+    def stalled(self) -> AbstractContextManager[None]:
+        """With WRITE_QUEUE: appends wait inside of it, and are done after it."""
+        ...
+
+
+def event(subject: str = "test.a", *, source: str = "tester", id: str | None = None) -> Event:
+    """An event that nobody made before, unless an id is given."""
+    return Event(id=id or f"e{next(_numbers)}", source=source, subject=subject)
+
+
+def events(count: int, subject: str = "test.a") -> list[Event]:
+    return [event(subject) for _ in range(count)]
+
+
+def ids(result: ReadResult) -> list[str]:
+    """Ids in the order of reading."""
+    return [event_of(frame).id for frame in result.frames]
+
+
+async def read_all(log: EventLog, *, max_events: int = 100) -> list[Event]:
+    """The whole log by as many reads as it takes; checks each result on the way."""
+    found: list[Event] = []
+    position = 0
+    while True:
+        result = await log.read(position, max_events=max_events)
+        assert result.events <= max_events
+        found += check(result)
+        if result.end_reached:
+            return found
+        assert result.position > position
+        position = result.position
+
+
+def check(result: ReadResult) -> Sequence[Event]:
+    """The events of a result, after seeing that all its parts say the same."""
+    decoded = [event_of(frame) for frame in result.frames]
+    assert [one.sequence for one in decoded] == list(result.sequences)
+    assert len(result.payload) == sum(result.sizes)
+    return decoded
+
+
+def sequences(found: Iterable[Event]) -> list[int]:
+    return [one.sequence for one in found]

@@ -1,0 +1,210 @@
+"""Every log beside a list in plain Python: whatever is done to both, they say the same."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from aither_sdk.errors import FailedPrecondition
+from aither_sdk.subjects import FilterSet
+from flux_svc.frames import event_of
+from flux_svc.logs.base import Ability, EventLog, ReadResult
+from tests.clock import FakeClock
+from tests.conformance.houses import MemoryHouse, SqliteHouse
+from tests.conformance.log_house import LogHouse, event
+
+T = TypeVar("T")
+SUBJECTS = st.sampled_from(["a", "a.b", "a.c", "b.b", "c"])
+FILTERS = st.sampled_from([None, "a", "a.*", "*.b", "nothing.>", ">"])
+SOURCES = st.sampled_from(["s", "t"])
+KEYS = st.tuples(SOURCES, st.integers(0, 30).map(str), SUBJECTS)
+
+
+@dataclass(frozen=True)
+class Kept:
+    sequence: int
+    recorded_ns: int
+    source: str
+    id: str
+    subject: str
+
+
+class LogMachine(RuleBasedStateMachine):
+    house_kind: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.folder = Path(tempfile.mkdtemp())
+        self.house: LogHouse = (
+            MemoryHouse() if self.house_kind == "memory" else SqliteHouse(self.folder / "log")
+        )
+        self.clock = FakeClock()
+        self.log: EventLog
+        self.all: list[Kept] = []
+        self.floor = 1
+        self.heard: list[int] = []
+
+    def run(self, call: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(call)
+
+    def open(self) -> None:
+        self.log = self.run(self.house.open(clock=self.clock))
+        self.log.on_commit(lambda records: self.heard.extend(one.sequence for one in records))
+
+    @initialize()
+    def start(self) -> None:
+        self.open()
+
+    def teardown(self) -> None:
+        self.run(self.log.close())
+        self.runner.close()
+        shutil.rmtree(self.folder)
+
+    @rule(keys=st.lists(KEYS, min_size=1, max_size=12), expected=st.sampled_from([None, 0, 1]))
+    def append(self, keys: list[tuple[str, str, str]], expected: int | None) -> None:
+        batch = [event(subject, source=source, id=one) for source, one, subject in keys]
+        known = {(one.source, one.id): one.sequence for one in self.all}
+        fresh: list[Kept] = []
+        answers = []
+        for source, one, subject in keys:
+            place = known.get((source, one))
+            answers.append((place or len(self.all) + len(fresh) + 1, place is not None))
+            if place is None:
+                place = len(self.all) + len(fresh) + 1
+                known[source, one] = place
+                fresh.append(Kept(place, self.clock.time_ns(), source, one, subject))
+        wanted = None if expected is None else len(self.all) + expected
+        try:
+            results = self.run(self.log.append(batch, expected_last_sequence=wanted))
+        except FailedPrecondition:
+            assert fresh
+            assert expected == 1
+            return
+        assert not fresh or expected != 1
+        assert results == answers
+        self.all += fresh
+        assert self.heard[len(self.heard) - len(fresh) :] == [one.sequence for one in fresh]
+
+    @rule(
+        position=st.integers(0, 60),
+        pattern=FILTERS,
+        excluded=st.sampled_from([frozenset(), frozenset({"s"})]),
+        until=st.none() | st.integers(0, 60),
+        max_events=st.integers(1, 20),
+        backward=st.booleans(),
+    )
+    def read(
+        self,
+        position: int,
+        pattern: str | None,
+        excluded: frozenset[str],
+        until: int | None,
+        max_events: int,
+        backward: bool,
+    ) -> None:
+        matches = FilterSet([pattern]).matches if pattern else None
+        wanted = [
+            one
+            for one in self.all[self.floor - 1 :]
+            if (one.sequence < position if backward else one.sequence > position)
+            and (until is None or (one.sequence >= until if backward else one.sequence <= until))
+            and (matches is None or matches(one.subject))
+            and one.source not in excluded
+        ]
+        if backward:
+            wanted.reverse()
+        found: list[Kept] = []
+        while True:
+            result = self.run(
+                self.log.read(
+                    position,
+                    matches=matches,
+                    exclude_sources=excluded,
+                    until=until,
+                    max_events=max_events,
+                    backward=backward,
+                )
+            )
+            assert result.events <= max_events
+            assert result.first_sequence == self.floor
+            found += _kept(result)
+            if result.end_reached:
+                break
+            assert result.position < position if backward else result.position > position
+            position = result.position
+        assert found == wanted
+
+    @rule(pattern=st.sampled_from(["a", "a.*", ">"]))
+    def last(self, pattern: str) -> None:
+        matches = FilterSet([pattern]).matches
+        newest = {one.subject: one for one in self.all[self.floor - 1 :] if matches(one.subject)}
+        result = self.run(self.log.last(matches))
+        assert _kept(result) == sorted(newest.values(), key=lambda one: one.sequence)
+        assert result.position == len(self.all)
+
+    @rule(offset_s=st.integers(-40, 40))
+    def sequence_at(self, offset_s: int) -> None:
+        time_ns = FakeClock().time_ns() + offset_s * 1_000_000_000
+        held = self.all[self.floor - 1 :]
+        expected = next((one.sequence for one in held if one.recorded_ns >= time_ns), None)
+        assert self.run(self.log.sequence_at(time_ns)) == (expected or len(self.all) + 1)
+
+    @rule(seconds=st.integers(-10, 10))
+    def move_the_clock(self, seconds: int) -> None:
+        self.clock.jump_wall(seconds)
+
+    @rule(before=st.integers(0, 60))
+    def trim(self, before: int) -> None:
+        self.run(self.log.trim(before))
+        self.floor = max(self.floor, min(before, len(self.all) + 1))
+
+    @precondition(lambda self: Ability.PERSISTENT in self.house.abilities)
+    @rule()
+    def reopen(self) -> None:
+        self.run(self.log.close())
+        self.open()
+
+    @rule()
+    def info(self) -> None:
+        held = self.all[self.floor - 1 :]
+        info = self.log.info()
+        assert info.first_sequence == (held[0].sequence if held else 0)
+        assert (info.last_sequence, info.events) == (len(self.all), len(held))
+        assert info.subjects == len({one.subject for one in held})
+        assert self.heard == [one.sequence for one in self.all]
+
+
+def _kept(result: ReadResult) -> list[Kept]:
+    return [
+        Kept(record.sequence, record.recorded_ns, record.source, one.id, record.subject)
+        for record, one in zip(result.records, map(event_of, result.frames), strict=True)
+    ]
+
+
+class MemoryMachine(LogMachine):
+    house_kind = "memory"
+
+
+class SqliteMachine(LogMachine):
+    house_kind = "sqlite"
+
+
+TestMemoryModel = MemoryMachine.TestCase
+TestMemoryModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSqliteModel = SqliteMachine.TestCase
+TestSqliteModel.settings = settings(
+    max_examples=15,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
