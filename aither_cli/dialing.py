@@ -1,0 +1,110 @@
+"""Calls from the command line: short-lived, with a deadline, and with failures told in full."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+# gRPC's own words on stderr ("tcp_posix.cc: ...") help no user of the command line; it reads this
+# when it is imported.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from aither_cli.failures import Failure
+from aither_sdk.addresses import split_address
+from aither_sdk.channels import open_channel
+from aither_sdk.errors import AitherError, DeadlineExceeded, Unavailable, Unimplemented
+from aither_sdk.rpc_status import from_rpc_error
+
+CALL_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 2.0
+_DETAILS = "grpc-status-details-bin"
+"""Metadata that our servers, and no gRPC library by itself, send with an error."""
+
+Answer = TypeVar("Answer")
+
+
+def quiet_logs() -> None:
+    """Keeps the SDK's log lines off a command's output; commands tell what matters themselves."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
+async def ask(
+    address: str,
+    call: Callable[[grpc.aio.Channel], Awaitable[Answer]],
+    *,
+    who: str = "Flux",
+    option: str = "--flux",
+) -> Answer:
+    """The answer to `call` over a channel to host:port.
+
+    Raises AitherError as the server meant it, or Failure saying why there is no such server there;
+    `who` and `option` are for its words.
+    """
+    channel = open_channel(address)
+    try:
+        return await call(channel)
+    except grpc.aio.AioRpcError as error:
+        told = from_rpc_error(error)
+        if any(key == _DETAILS for key, _ in error.trailing_metadata() or ()):
+            raise told from error  # the server said it itself
+        raise await _explained(told, address, who, option) from error
+    finally:
+        await channel.close()
+
+
+async def _explained(error: AitherError, address: str, who: str, option: str) -> Exception:
+    """What is behind an error that gRPC made up."""
+    name_it = f"name {who}'s address with {option}"
+    if isinstance(error, Unimplemented):
+        return Failure(f"{address} answers gRPC but is not {who}; {name_it}")
+    if not isinstance(error, Unavailable | DeadlineExceeded):
+        return error
+    fault = await tcp_fault(address)
+    if fault is None and isinstance(error, DeadlineExceeded):
+        told = f"{who} at {address} did not answer in time; see `aither status`, then try again"
+        return Failure(told)
+    if fault is None:
+        return Failure(f"{address} is there but does not speak gRPC; {name_it}")
+    if isinstance(fault, socket.gaierror):
+        return Failure(f"the host of {address} is not known; {name_it}")
+    if isinstance(fault, TimeoutError):
+        return Failure(f"no answer from {address}; is the host up? {name_it}")
+    start_it = f"start it with `aither up` or name it with {option}"
+    return Failure(f"nobody listens at {address}; {start_it}")
+
+
+async def tcp_fault(address: str) -> OSError | None:
+    """Why no TCP connection comes about, or None when one does."""
+    host, port = split_address(address)
+    try:
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(host, port)
+    except OSError as error:  # TimeoutError and gaierror are among them
+        return error
+    writer.close()
+    return None
+
+
+async def health(
+    channel: grpc.aio.Channel, service: str, timeout_s: float
+) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType | None:
+    """What grpc.health.v1 says of `service`; None when there is no answer."""
+    request = health_pb2.HealthCheckRequest(service=service)
+    try:
+        response = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_s)
+    except grpc.aio.AioRpcError:
+        return None
+    return response.status
+
+
+async def is_ready(channel: grpc.aio.Channel, timeout_s: float = 1.0) -> bool:
+    status = await health(channel, "readiness", timeout_s)
+    return status == health_pb2.HealthCheckResponse.SERVING

@@ -1,0 +1,43 @@
+"""Options that several commands share, and what they come to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from aither_sdk.settings import Settings
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="Settings file. Unset: aither.yaml where there is one."),
+]
+PortBase = Annotated[
+    int | None,
+    typer.Option("--port-base", help="All ports follow from it (Flux: + 1). Unset: 7400."),
+]
+FluxAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--flux", metavar="ADDRESS", help="host:port of Flux. Unset: as the settings say."
+    ),
+]
+
+
+def settings_of(config: Path | None, port_base: int | None, **more: Any) -> Settings:
+    """The settings with what the command line said on top. Raises ConfigError with all faults."""
+    from aither_sdk.settings import load_settings
+
+    given = {"port_base": port_base, **more}
+    return load_settings(config, {key: value for key, value in given.items() if value is not None})
+
+
+def flux_address(flux: str | None, config: Path | None, port_base: int | None) -> str:
+    """Where to dial Flux. Raises InvalidArgument for what is not host:port."""
+    from aither_sdk.addresses import split_address
+
+    address = flux or settings_of(config, port_base).flux.address or ""
+    split_address(address, "--flux" if flux else "flux.address")
+    return address

@@ -1,0 +1,264 @@
+"""`aither up` with real child processes, which are small stand-ins for the services."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.aither_process import PATIENCE_S, Aither, aither, fakes
+
+
+def up_arguments(tmp_path: Path, *more: str) -> list[str]:
+    only = [] if "--only" in more else ["--only", "flux,pulse,genesis"]
+    data = str(tmp_path / "data")
+    return ["up", "--port-base", "0", "--data-dir", data, "--no-follow", *only, *more]
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    return fakes(tmp_path / "fakes")
+
+
+async def gone(pid: int) -> None:
+    """Waits until there is no such process."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def stopped(up: Aither) -> tuple[int, str, float]:
+    began_s = time.monotonic()
+    up.signal(signal.SIGINT)
+    code, said = await up.end()
+    return code, said, time.monotonic() - began_s
+
+
+async def test_up_starts_all_tells_one_table_and_ctrl_c_drains_in_reverse(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    async with aither(*up_arguments(tmp_path), env=env) as up:
+        head = await up.until("^service")
+        assert head.split() == ["service", "address", "health", "pid", "state"]
+        pids = [await up.pid_of(name) for name in ("flux", "pulse", "genesis")]
+        genesis = await up.until("^genesis")
+        assert genesis.split()[1] == "-", "genesis has no data port"
+        assert genesis.split()[2].startswith("127.0.0.1:")
+        code, said, took_s = await stopped(up)
+        assert code == 0, said
+        assert took_s < 5
+        for pid in pids:
+            await gone(pid)
+    drained = (tmp_path / "data" / "drained").read_text().split()
+    assert drained == ["genesis", "pulse", "flux"]
+    assert "here I am" in (tmp_path / "data" / "logs" / "flux.log").read_text()
+
+
+async def test_sigterm_drains_as_ctrl_c_does(tmp_path: Path, env: dict[str, str]) -> None:
+    async with aither(*up_arguments(tmp_path, "--only", "flux"), env=env) as up:
+        pid = await up.pid_of("flux")
+        up.signal(signal.SIGTERM)
+        code, _ = await up.end()
+        assert code == 0
+        await gone(pid)
+
+
+async def test_a_service_that_dies_is_reported_and_restarted(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    async with aither(*up_arguments(tmp_path, "--only", "flux,pulse"), env=env) as up:
+        pid = await up.pid_of("pulse")
+        os.kill(pid, signal.SIGKILL)
+        await up.until(r"pulse +died: killed by SIGKILL; restarting in 1 s")
+        await up.until(r"    pulse says: here I am")
+        again = await up.until(r"pulse +runs again \(pid \d+\)")
+        assert f"(pid {pid})" not in again
+        code, _, _ = await stopped(up)
+        assert code == 0
+
+
+async def test_ctrl_c_while_a_restart_is_waited_for_ends_at_once(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    async with aither(*up_arguments(tmp_path, "--only", "flux"), env=env) as up:
+        os.kill(await up.pid_of("flux"), signal.SIGKILL)
+        await up.until("restarting in")
+        code, _, took_s = await stopped(up)
+        assert code == 0
+        assert took_s < 3
+
+
+async def test_ctrl_c_before_everything_is_ready_drains_too(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    env["FAKE_PULSE"] = "unready"
+    async with aither(*up_arguments(tmp_path), env=env) as up:
+        log = tmp_path / "data" / "logs" / "pulse.log"
+        async with asyncio.timeout(PATIENCE_S):
+            while not (log.exists() and "here I am" in log.read_text()):  # a file
+                await asyncio.sleep(0.02)
+        code, said, took_s = await stopped(up)
+    assert code == 0, said
+    assert took_s < 5
+    assert "flux" in (tmp_path / "data" / "drained").read_text()
+
+
+async def test_a_service_that_ignores_sigterm_is_killed_in_time_and_it_is_told(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    env["FAKE_PULSE"] = "deaf"
+    async with aither(*up_arguments(tmp_path), env=env) as up:
+        pid = await up.pid_of("pulse")
+        code, said, took_s = await stopped(up)
+        assert code == 0
+        assert took_s < 5
+        assert "did not drain in time; ending it with SIGKILL" in said
+        await gone(pid)
+    drained = (tmp_path / "data" / "drained").read_text().split()
+    assert drained == ["genesis", "flux"], "the others drained all the same"
+
+
+async def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path, env: dict[str, str]) -> None:
+    env["FAKE_FLUX"] = "deaf"
+    async with aither(*up_arguments(tmp_path, "--only", "flux"), env=env) as up:
+        pid = await up.pid_of("flux")
+        up.signal(signal.SIGINT)
+        await up.until("draining")
+        code, _, took_s = await stopped(up)
+        assert code == 130
+        assert took_s < 2
+        await gone(pid)
+
+
+async def test_a_service_that_cannot_start_ends_up_with_its_last_words(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    env["FAKE_PULSE"] = "exits"
+    async with aither(*up_arguments(tmp_path), env=env) as up:
+        code, said = await up.end()
+    assert code == 1
+    assert "aither: pulse cannot start: exit code 3; see " in said
+    assert "my last words" in said
+    assert "Traceback" not in said
+    assert "flux" in (tmp_path / "data" / "drained").read_text(), "what had started was drained"
+
+
+async def test_bad_settings_of_a_service_are_told_a_line_each(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    env["FAKE_PULSE"] = "refuses"
+    async with aither(*up_arguments(tmp_path, "--only", "pulse"), env=env) as up:
+        code, said = await up.end()
+    assert code == 1
+    lines = said.splitlines()
+    assert lines[0].startswith("aither: pulse cannot start: exit code 2; see ")
+    assert lines[1:] == [
+        "  fleet.yaml:3: targets[0].check: no such kind",
+        "  fleet.yaml:9: targets[1].name: stands here twice",
+    ]
+
+
+async def test_children_are_told_when_up_itself_is_killed(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    note = tmp_path / "note"
+    env |= {"FAKE_FLUX": "orphan", "FAKE_NOTE": str(note)}
+    async with aither(*up_arguments(tmp_path, "--only", "flux"), env=env) as up:
+        pid = await up.pid_of("flux")
+        up.signal(signal.SIGKILL)
+        await gone(pid)
+    assert note.read_text() == "flux heard it"
+
+
+async def test_ctrl_c_in_a_terminal_reaches_only_the_parent(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    async with aither(*up_arguments(tmp_path, "--only", "flux"), env=env) as up:
+        pid = await up.pid_of("flux")
+        assert os.getpgid(pid) != os.getpgid(up.process.pid)
+        assert os.getsid(pid) != os.getsid(up.process.pid)
+
+
+async def test_a_reader_that_goes_away_stops_the_house(tmp_path: Path, env: dict[str, str]) -> None:
+    async with aither(*up_arguments(tmp_path, "--only", "flux"), env=env) as up:
+        pid = await up.pid_of("flux")
+        up.stop_reading()
+        os.kill(pid, signal.SIGKILL)  # its death is what shall be told
+        async with asyncio.timeout(PATIENCE_S):
+            assert await up.process.wait() == 0
+
+
+async def test_two_on_the_same_data_dir_are_refused(tmp_path: Path, env: dict[str, str]) -> None:
+    arguments = up_arguments(tmp_path, "--only", "flux")
+    async with aither(*arguments, env=env) as first:
+        await first.pid_of("flux")
+        async with aither(*arguments, env=env) as second:
+            code, said = await second.end()
+        assert code == 1
+        assert "aither: already running on data dir" in said
+        assert f"(pid {first.process.pid})" in said
+        assert len(said.splitlines()) == 1
+        code, _, _ = await stopped(first)
+        assert code == 0
+
+
+async def test_a_taken_port_is_named_with_its_service_and_a_way_out(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        env["AITHER_PULSE__PORT"] = str(port)
+        async with aither(*up_arguments(tmp_path), env=env) as up:
+            code, said = await up.end()
+    assert code == 1
+    assert f"aither: port {port} of pulse is taken" in said
+    assert f"by pid {os.getpid()}" in said
+    assert "--port-base" in said
+    assert len(said.splitlines()) == 1
+
+
+async def test_a_data_dir_that_cannot_be_written_is_named(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = ["up", "--port-base", "0", "--data-dir", str(tmp_path / "file" / "data")]
+    async with aither(*arguments, env=env) as up:
+        code, said = await up.end()
+    assert code == 1
+    assert said.startswith("aither: data dir ")
+    assert "cannot be written" in said
+    assert "--data-dir" in said
+    assert len(said.splitlines()) == 1
+
+
+async def test_every_fault_of_the_settings_is_a_line(tmp_path: Path, env: dict[str, str]) -> None:
+    config = tmp_path / "aither.yaml"
+    config.write_text(
+        "flux:\n  prot: 7401\n  log: paper\npulse:\n  bind: 0.0.0.0\n  max_checks: 0\n"
+    )
+    async with aither(*up_arguments(tmp_path, "--config", str(config)), env=env) as up:
+        code, said = await up.end()
+    assert code == 1
+    lines = said.splitlines()
+    assert all(line.startswith(f"aither: {config}:") for line in lines), said
+    keys = ("flux.prot", "flux.log", "pulse.bind", "pulse.max_checks")
+    assert all(any(key in line for line in lines) for key in keys), said
+
+
+async def test_a_service_that_does_not_exist_is_a_usage_error(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    async with aither(*up_arguments(tmp_path, "--only", "flux,plse"), env=env) as up:
+        code, said = await up.end()
+    assert code == 2
+    assert said.startswith('aither: there is no service "plse"; choose from flux, ')
+    assert len(said.splitlines()) == 1
