@@ -1,0 +1,1 @@
+"""Event buses behind one port, so that each is measured by the same hand."""
