@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -65,6 +66,7 @@ class Life:
         self._born_s = time.monotonic()
         self._address = ""
         self._announce: Announce | None = None
+        self._subscribers: weakref.WeakSet[Subscriber] = weakref.WeakSet()
 
     def serving(self, address: str = "") -> None:
         """The body is ready; `address` is where it serves gRPC, if it does."""
@@ -98,6 +100,8 @@ class Life:
             _log.info("service.draining", reason=reason)
             self._turn(Phase.DRAINING)
             self._stop.set()
+            for subscriber in self._subscribers:
+                self.tasks.try_spawn("end-subscriber", subscriber.aclose)
 
     def serve(
         self,
@@ -143,9 +147,12 @@ class Life:
             self._announce = None
 
     def subscriber(self, filters: Sequence[str], **options: Any) -> Subscriber:
-        """A Subscriber to the Flux of the settings."""
+        """A Subscriber to the Flux of the settings; its iteration ends when the service drains, so
+        that `async for event in ...` may be all that a body does."""
         options.setdefault("client_name", self.name)
-        return Subscriber(self.settings.flux.address or "", filters, **options)
+        subscriber = Subscriber(self.settings.flux.address or "", filters, **options)
+        self._subscribers.add(subscriber)
+        return subscriber
 
     def _turn(self, phase: Phase) -> None:
         facts = all(self._facts.values())
@@ -167,8 +174,11 @@ class Life:
             health_address=self._health_address(),
         )
         event.startup_duration.FromNanoseconds(int((time.monotonic() - self._born_s) * 1e9))
-        if self._announce is not None:
-            await self._announce(f"runtime.{self.name}.started", event)
+        try:
+            if self._announce is not None:
+                await self._announce(f"runtime.{self.name}.started", event)
+        except AitherError as error:
+            _log.info("service.start_not_told", why=error.message)
 
     async def _say_stopped(self) -> None:
         event = runtime_pb.ServiceStopped(

@@ -19,6 +19,10 @@ _SEVERITY = {
     "critical": otel_logs.SeverityNumber.FATAL,
 }
 Fields = MutableMapping[str, Any]
+_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    # Local variables hold keys and payloads; they stay out of the log.
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
 
 
 def configure_logs(service: str, *, level: str = "info", log_format: str = "auto") -> None:
@@ -44,7 +48,7 @@ def configure_logs(service: str, *, level: str = "info", log_format: str = "auto
     renderer: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
         if console
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [_TRACEBACKS, structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[

@@ -7,15 +7,11 @@ from aither_sdk import Life, run
 
 
 async def greeter(life: Life) -> None:
+    """Answers every demo.hello with a demo.greeted, which names it as its cause."""
     async with life.publisher() as publisher, life.subscriber(["demo.hello"]) as events:
         life.serving()
-        life.tasks.spawn("greet", lambda: greet(events, publisher))
-        await life.until_stop()
-
-
-async def greet(events, publisher) -> None:  # type: ignore[no-untyped-def]
-    async for event in events:
-        await publisher.publish("demo.greeted", {"who": event.source})
+        async for event in events:
+            await publisher.publish("demo.greeted", {"who": event.source})
 
 
 run("greeter", greeter)

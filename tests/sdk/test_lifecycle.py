@@ -1,0 +1,169 @@
+"""A service's life as its starter sees it: real processes, real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.processes import running
+
+SCRIPT = """
+import asyncio, sys, time
+from aither_sdk import Life, run
+
+async def body(life: Life) -> None:
+{body}
+
+run("probe", body)
+"""
+
+
+@contextmanager
+def service(body: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    indented = "\n".join("    " + line for line in body.strip().splitlines())
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(body=indented)],
+        env={**os.environ, "AITHER_TELEMETRY__LOG_FORMAT": "json", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=15)
+
+
+def until_it_says(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if word in line:
+            return
+    raise AssertionError(f"it ended without saying {word}")
+
+
+WAITING = """
+life.serving()
+print("serving", flush=True)
+await life.until_stop()
+print("draining", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_ends_with_status_0(number: signal.Signals) -> None:
+    with service(WAITING) as process:
+        until_it_says(process, "serving")
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert "draining" in output
+
+
+def test_a_drain_that_takes_too_long_is_cut_off_and_names_what_is_left() -> None:
+    body = WAITING + "\nawait asyncio.sleep(600)"
+    with service(body, AITHER_DRAIN_TIMEOUT_S="0.3") as process:
+        until_it_says(process, "serving")
+        begin_s = time.monotonic()
+        process.terminate()
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 3
+        assert time.monotonic() - begin_s < 10
+        assert "service.drain_timeout" in errors
+        assert "probe:body" in errors
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    with service(WAITING + "\nawait asyncio.sleep(600)", AITHER_DRAIN_TIMEOUT_S="60") as process:
+        until_it_says(process, "serving")
+        process.terminate()
+        until_it_says(process, "draining")
+        process.terminate()
+        process.communicate(timeout=20)
+        assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_a_body_that_fails_ends_with_status_1_and_is_logged() -> None:
+    with service("raise RuntimeError('on purpose')") as process:
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert "service.failed" in errors
+        assert "on purpose" in errors
+
+
+def test_a_starter_that_is_gone_ends_its_service() -> None:
+    reader, writer = os.pipe()
+    os.set_inheritable(reader, True)
+    indented = "\n".join("    " + line for line in WAITING.strip().splitlines())
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(body=indented)],
+        env={**os.environ, "AITHER_LIFELINE_FD": str(reader)},
+        pass_fds=(reader,),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    os.close(reader)
+    try:
+        until_it_says(process, "serving")
+        os.close(writer)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_service_of_seventeen_lines_answers_and_drains(tmp_path: Path) -> None:
+    """The shipped example, against a real Flux."""
+    example = Path(__file__).parents[2] / "examples" / "03_new_service.py"
+    follow = """
+async with life.publisher() as publisher, life.subscriber(["demo.greeted"]) as answers:
+    life.serving()
+    await answers.until_started(20)
+    asking = asyncio.create_task(ask(publisher))
+    async for event in answers:
+        print("greeted", event.causation_id, flush=True)
+        break
+    asking.cancel()
+"""
+    ask = """
+async def ask(publisher):
+    for _ in range(200):
+        await publisher.publish("demo.hello")
+        await asyncio.sleep(0.1)
+
+async def body(life: Life) -> None:
+"""
+    with running("flux_svc", tmp_path) as flux:
+        environment = {**os.environ, "AITHER_FLUX__ADDRESS": flux.address}
+        greeter = subprocess.Popen(
+            [sys.executable, str(example)], env=environment, stderr=subprocess.DEVNULL
+        )
+        try:
+            indented = "\n".join("    " + line for line in follow.strip().splitlines())
+            script = SCRIPT.replace("async def body(life: Life) -> None:\n", ask)
+            heard = subprocess.run(
+                [sys.executable, "-c", script.format(body=indented)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=50,
+                check=False,
+            )
+            assert heard.returncode == 0, heard.stderr
+            assert heard.stdout.startswith("greeted probe/")
+            greeter.terminate()
+            assert greeter.wait(15) == 0
+        finally:
+            greeter.kill()
+            greeter.wait()
