@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -43,6 +44,9 @@ LIFELINE_ENV = "AITHER_LIFELINE_FD"
 
 _ANNOUNCE_TIMEOUT_S = 1.0
 _TASK_LIMIT = 256
+_GC_THRESHOLDS = (20_000, 50, 20)
+"""Allocations before a collection, and collections before one of the older generations. Python's
+own 700 make a collection of every few messages: a fifth of Flux's CPU under load."""
 _log = structlog.get_logger()
 
 Announce = Callable[[str, Message], Awaitable[object]]
@@ -71,6 +75,10 @@ class Life:
     def serving(self, address: str = "") -> None:
         """The body is ready; `address` is where it serves gRPC, if it does."""
         self._address = address
+        # What stands now stands to the end; the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
         self._turn(Phase.SERVING)
         _log.info("service.serving", address=address, health=self._health_address())
         if self._announce is not None:

@@ -222,8 +222,8 @@ class Subscriber:
         self._check_iteration(None)
         return await self._next_event()
 
-    def batches(self) -> AsyncIterator[list[Event]]:
-        """Events as lists, as they came over the wire: the fast path.
+    def batches(self) -> AsyncIterator[Sequence[Event]]:
+        """Events in sequences, as they came over the wire: the fast path.
 
         A batch is handled when the next one is asked for. It sets no cause: use `handling(event)`.
         """
@@ -277,7 +277,7 @@ class Subscriber:
         set_current_event(event)
         return event
 
-    async def _next_batch(self) -> list[Event]:
+    async def _next_batch(self) -> Sequence[Event]:
         left = self._events[self._index + 1 :]
         if left and self._step is not None:
             self._position = Position(self._step.position.epoch, self._events[self._index].sequence)
@@ -288,7 +288,7 @@ class Subscriber:
         set_current_event(None)
         self._whole = True
         self._index = len(self._events) - 1
-        return self._events if isinstance(self._events, list) else list(self._events)
+        return self._events
 
     async def _advance(self) -> None:
         """What was in hand is handled; waits for the next events. Raises StopAsyncIteration."""
@@ -391,5 +391,5 @@ class _Batches(_Iteration):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> list[Event]:
+    async def __anext__(self) -> Sequence[Event]:
         return await self._subscriber._next_batch()

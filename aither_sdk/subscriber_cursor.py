@@ -98,7 +98,8 @@ class Cursor:
 
     def take(self, response: SubscribeResponse) -> Step:
         """One message after the first."""
-        events: list[Event] = list(response.events)
+        # Not made a list of: a Python object for every event at once costs more than parsing them.
+        events: Sequence[Event] = response.events
         if events:
             events = self._fresh(events)
             self.received += len(events)
@@ -112,7 +113,7 @@ class Cursor:
             return Step(self.position, events)
         return self._control(control, response, events)
 
-    def _control(self, control: str, response: SubscribeResponse, events: list[Event]) -> Step:
+    def _control(self, control: str, response: SubscribeResponse, events: Sequence[Event]) -> Step:
         step = Step(self.position, events)
         if control == "snapshot_end":
             self._reach(response.snapshot_end.sequence)
@@ -131,10 +132,18 @@ class Cursor:
             step = replace(step, closing=response.closing.reason)
         return replace(step, position=self.position)
 
-    def _fresh(self, events: list[Event]) -> list[Event]:
+    def _fresh(self, events: Sequence[Event]) -> Sequence[Event]:
+        """Those that are new, each greater than all before it.
+
+        A message whose ends are new and as far apart as it has events is taken as it is: looking
+        at each event would cost as much as parsing it, and a message is rising by itself.
+        """
+        first, last = events[0].sequence, events[-1].sequence
+        if first > self._sequence and last - first == len(events) - 1:
+            return events
         sequences = [event.sequence for event in events]
         rising = all(map(lt, sequences, islice(sequences, 1, None)))
-        if rising and sequences[0] > self._sequence:
+        if rising and first > self._sequence:
             return events
         line = self._sequence
         fresh = []

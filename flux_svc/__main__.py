@@ -26,12 +26,8 @@ async def serve(life: Life) -> None:
             max_bytes=settings.ring_bytes,
         )
         log.on_commit(hub.commit)
-        servicer = FluxServicer(
-            log,
-            hub,
-            Publishing(log, EventRules(settings.max_hops)),
-            max_subscriptions=settings.max_subscriptions,
-        )
+        publishing = Publishing(log, EventRules(settings.max_hops))
+        servicer = FluxServicer(log, hub, publishing, max_subscriptions=settings.max_subscriptions)
 
         async def announce(subject: str, payload: Message) -> None:
             await log.append([new_event(subject, payload, source=life.name)])
@@ -46,6 +42,7 @@ async def serve(life: Life) -> None:
         )
         # Leaving goes upward: streams are told, the server drains, then the log closes.
         stack.callback(hub.close)
+        stack.callback(publishing.close)
         await stack.enter_async_context(life.announcing(announce))
         life.serving(server.address)
         await life.until_stop()

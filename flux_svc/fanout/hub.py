@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aither_sdk.subjects import FilterSet
-from flux_svc.fanout.pacer import Pacer
+from flux_svc.fanout.pacer import Pacer, pause_s
 from flux_svc.fanout.view import View, ViewKey
 from flux_svc.logs.base import Record
 
@@ -50,7 +50,9 @@ class Hub:
         self._swept_at = 0
         self._dirty: set[View] = set()
         """Views with frames that their waiting readers were not woken for."""
-        self._pacer = Pacer(self._wake, self._count_wakeable)
+        self._pacer = Pacer(self._wake)
+        self._woken_at = last_sequence
+        """The end of the log at the last wake; what came since is what the next one brings."""
 
     @property
     def views(self) -> int:
@@ -74,7 +76,7 @@ class Hub:
                     view.append(sequence, frame)
                     dirty.add(view)
         self._keep(len(records), kept_bytes)
-        self._pacer.request()
+        self._ask_for_wake()
 
     def join(self, filters: FilterSet, excluded_sources: frozenset[str]) -> View:
         """The view for this question, made where nobody asks it yet. Pair with `leave`."""
@@ -109,7 +111,7 @@ class Hub:
         view.waiting.add(waiter)
         if view.has_after(position):
             self._dirty.add(view)
-            self._pacer.request()
+            self._ask_for_wake()
         try:
             async with asyncio.timeout(timeout_s):
                 await waiter
@@ -149,17 +151,23 @@ class Hub:
             for view in self._views.values():
                 view.trim(self._oldest_position)
 
-    def _count_wakeable(self) -> int:
-        return sum(len(view.waiting) for view in self._dirty)
+    def _ask_for_wake(self) -> None:
+        if self._pacer.armed or not any(view.waiting for view in self._dirty):
+            return
+        # All who read, not only who waits now: the others are on their way back from a send and
+        # shall go together.
+        readers = sum(view.readers for view in self._dirty)
+        self._pacer.request(pause_s(readers, self.last_sequence - self._woken_at))
 
-    def _wake(self) -> int:
+    def _wake(self) -> None:
+        self._woken_at = self.last_sequence
         dirty, self._dirty = self._dirty, set()
-        return sum(_release(view) for view in dirty)
+        for view in dirty:
+            _release(view)
 
 
-def _release(view: View) -> int:
+def _release(view: View) -> None:
     waiting, view.waiting = view.waiting, set()
     for waiter in waiting:
         if not waiter.done():
             waiter.set_result(None)
-    return len(waiting)

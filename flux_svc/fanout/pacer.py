@@ -15,33 +15,39 @@ WAKE_COST_S = 0.00025
 (benchmarks/bench_fanout.py)."""
 MAX_PAUSE_S = 0.25
 """No event waits longer than this for its wake, however many wait with it."""
+CROWDED_EVENTS = 128
+"""So many events a wake, and the flow is worth stretching: a message of a few hundred events costs
+little more than one of a few."""
+_MOST_STRETCH = 2.0
 
 
-def pause_s(waiting: int) -> float:
-    """Shortest time between two wakes of `waiting` subscribers."""
-    return min(waiting * WAKE_COST_S, MAX_PAUSE_S)
+def pause_s(readers: int, gathered_events: int) -> float:
+    """Shortest time between two wakes of `readers` subscribers, the last of which brought
+    `gathered_events`. A trickle to one reader is not held up; a flood is sent in larger pieces."""
+    stretch = 1.0 + min(_MOST_STRETCH, gathered_events / CROWDED_EVENTS)
+    return min(readers * WAKE_COST_S * stretch, MAX_PAUSE_S)
 
 
 class Pacer:
     """Calls `wake` not more often than the pause allows, and never later than the pause after
     `request`. Owned by one loop."""
 
-    def __init__(self, wake: Callable[[], int], waiting: Callable[[], int]) -> None:
-        """`wake` wakes and answers how many; `waiting` tells how many would be woken."""
+    def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
-        self._waiting = waiting
         self._woke_at_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def request(self) -> None:
-        """There is something new. Cheap; may be called for every commit."""
+    @property
+    def armed(self) -> bool:
+        """A wake is on its way."""
+        return self._timer is not None
+
+    def request(self, pause_s: float) -> None:
+        """Wakes as soon as `pause_s` has passed since the last wake; now, if it has."""
         if self._timer is not None:
             return
-        waiting = self._waiting()
-        if not waiting:
-            return
         loop = asyncio.get_running_loop()
-        due_s = self._woke_at_s + pause_s(waiting)
+        due_s = self._woke_at_s + pause_s
         if due_s <= loop.time():
             self._fire()
         else:

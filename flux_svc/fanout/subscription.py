@@ -35,9 +35,7 @@ class Request:
     filters: FilterSet
     excluded_sources: frozenset[str]
     position: int
-    """Events greater than this are delivered."""
-    resumed: bool
-    """The position was named by the client, so what is missing after it is told as a gap."""
+    """Events greater than this are delivered, or told of as missing."""
     snapshot: bool
     """Begin with the newest event of every matching subject."""
     stop_sequence: int | None
@@ -99,10 +97,12 @@ class Subscription:
                 yield self._closing(pb.CLOSING_REASON_STOP_REACHED)
                 return
             batch: Batch | ReadResult
-            if self._stop is None and self._hub.can_serve(view, self._position):
+            end = self._hub.last_sequence
+            in_view = self._hub.can_serve(view, self._position)
+            if self._stop is None and in_view:
                 batch = self._take(view)
             else:
-                if self._live and self._position < self._hub.last_sequence:
+                if self._live and not in_view:
                     self._live = False
                     yield self._fell_behind()
                 batch = await self._read_log()
@@ -112,17 +112,29 @@ class Subscription:
             if batch.events:
                 self._count(batch.events)
                 yield batch.payload
-            elif self._position < self._hub.last_sequence:
+                if self._stop is not None:
+                    continue  # perhaps this was the last
+            # What came during the send waits for the pacer once this is live: taking it at once
+            # would make messages of single events.
+            behind = end if self._live else self._hub.last_sequence
+            if self._position < behind:
                 # The filters dropped all that was read; the client must still hear that we live.
                 if time.monotonic() - self._last_sent_s >= self._request.heartbeat_s:
                     yield self._progress()
             elif not self._live:
                 self._live = True
                 yield _encoded(caught_up=pb.CaughtUp(sequence=self._position))
-            elif not await self._hub.wait(view, self._position, self._until_heartbeat_s()):
-                self._position = max(self._position, self._take(view).position)
+            elif not await self._hub.wait(
+                view, self._position, self._until_heartbeat_s()
+            ) and self._is_quiet(view):
+                self._position = self._hub.last_sequence
                 yield self._progress()
         yield self._closing(pb.CLOSING_REASON_DRAINING)
+
+    def _is_quiet(self, view: View) -> bool:
+        """Whether nothing after the position matches. A heartbeat may be due in the very moment in
+        which the pacer holds something back."""
+        return self._hub.can_serve(view, self._position) and not view.has_after(self._position)
 
     def _take(self, view: View) -> Batch:
         batch = view.take(
@@ -151,12 +163,12 @@ class Subscription:
         )
         self._position = state.position
         self._count(state.events)
-        start = size = 0
+        start = size = events = 0
         for frame_size in state.sizes:
-            if size and size + frame_size > MAX_BATCH_BYTES:
+            if events == request.batch_events or (events and size + frame_size > MAX_BATCH_BYTES):
                 yield state.payload[start : start + size]
-                start, size = start + size, 0
-            size += frame_size
+                start, size, events = start + size, 0, 0
+            size, events = size + frame_size, events + 1
         end = _encoded(snapshot_end=pb.SnapshotEnd(sequence=state.position))
         yield state.payload[start:] + end
 
@@ -173,10 +185,8 @@ class Subscription:
             to_sequence=batch.first_sequence - 1,
             reason=pb.GAP_REASON_TRIMMED,
         )
-        # Who asked for the earliest was promised nothing before it.
-        told = self._position > 0 or self._request.resumed
         self._position = batch.first_sequence - 1
-        return _encoded(gap=missing) if told else None
+        return _encoded(gap=missing)
 
     def _until_heartbeat_s(self) -> float:
         due_s = self._last_sent_s + self._request.heartbeat_s

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import DURABILITY_UNSPECIFIED, Durability
+from aither_sdk.errors import AitherError
 from flux_svc.frames import Record, record_of
 from flux_svc.sequencer import Appended
 
@@ -24,6 +25,7 @@ __all__ = [
     "Matches",
     "ReadResult",
     "Record",
+    "Succession",
 ]
 
 
@@ -95,6 +97,15 @@ class Ability(Enum):
     """Appends wait in a bounded queue."""
 
 
+@dataclass(slots=True)
+class Succession:
+    """Batches of one publisher that may only be stored one after the other: once one of them has
+    failed in the log, those that wait behind it fail as well, with the same error."""
+
+    error: AitherError | None = None
+    """Set once, by the log, perhaps in its writer's thread."""
+
+
 Matches = Callable[[str], bool]
 """Whether a subject is wanted. Pure, and safe to call from another thread."""
 CommitListener = Callable[[Sequence[Record]], None]
@@ -121,6 +132,7 @@ class EventLog(Protocol):
         *,
         durability: Durability.ValueType = DURABILITY_UNSPECIFIED,
         expected_last_sequence: int | None = None,
+        succession: Succession | None = None,
     ) -> list[Appended]:
         """Appends a batch that was validated: all or none, adjacent, in order; one answer an event.
 
@@ -128,6 +140,8 @@ class EventLog(Protocol):
         An event whose source and id are within the idempotency window is answered with its first
         sequence and the rest of the batch is stored. A batch of nothing but duplicates succeeds
         whatever `expected_last_sequence` says, so that a repeat is answered like the first try.
+
+        A batch of a `succession` that waits behind one of the same that fails is not stored.
 
         Cancelling the caller changes nothing for the others; the batch may or may not be stored.
         Raised: FailedPrecondition WRONG_LAST_SEQUENCE (metadata `actual`) or

@@ -35,10 +35,9 @@ def write_queue_full(queued_events: int, queued_bytes: int) -> ResourceExhausted
     )
 
 
-def unusable_folder(folder: Path, error: OSError) -> ConfigError:
+def unusable_folder(folder: Path, why: str) -> ConfigError:
     told = (
-        f"cannot keep the log in {folder}: {error.strerror or error}; name a folder that this user "
-        "may create and write"
+        f"cannot keep the log in {folder}: {why}; name a folder that this user may create and write"
     )
     return ConfigError([Fault("settings", None, "data_dir", told)])
 

@@ -22,6 +22,7 @@ from flux_svc.logs.base import (
     Matches,
     ReadResult,
     Record,
+    Succession,
 )
 from flux_svc.logs.faults import log_closed
 from flux_svc.logs.tail import Tail
@@ -69,6 +70,7 @@ class MemoryLog:
         *,
         durability: Durability.ValueType = DURABILITY_UNSPECIFIED,
         expected_last_sequence: int | None = None,
+        succession: Succession | None = None,
     ) -> list[Appended]:
         self._check_open()
         if durability == DURABILITY_FSYNC:

@@ -32,6 +32,7 @@ from flux_svc.logs.base import (
     LogInfo,
     Matches,
     ReadResult,
+    Succession,
 )
 from flux_svc.logs.faults import log_closed, write_queue_full
 from flux_svc.logs.sqlite_file import OpenedFile, connect, limit_size, open_file
@@ -120,6 +121,7 @@ class SqliteLog:
         *,
         durability: Durability.ValueType = DURABILITY_UNSPECIFIED,
         expected_last_sequence: int | None = None,
+        succession: Succession | None = None,
     ) -> list[Appended]:
         self._check_open()
         drafts = draft(events, self._clock.time_ns())
@@ -134,7 +136,11 @@ class SqliteLog:
         self._queued_bytes += size
         fsync = durability != DURABILITY_MEMORY
         answer: asyncio.Future[list[Appended]] = self._loop.create_future()
-        self._writer.put(AppendJob(drafts, size, fsync, expected_last_sequence, answer))
+        self._writer.put(
+            AppendJob(
+                drafts, size, fsync, expected_last_sequence, succession or Succession(), answer
+            )
+        )
         return await answer
 
     def on_commit(self, listener: CommitListener) -> None:

@@ -25,8 +25,14 @@ SCHEMA_VERSION = 1
 _CHECKED_EVENTS = 1000
 _CHECKED_BYTES = 64 * 2**20
 """Newest records whose checksums are verified at the start; the rest when read."""
-_BUSY_TIMEOUT_S = 5.0
+BUSY_TIMEOUT_S = 5.0
 """How long to wait for a lock that another program (a backup, a shell) holds on the file."""
+_NO_ACCESS = (
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_AUTH,
+)
 
 _SCHEMA = """
 CREATE TABLE events (          -- the log
@@ -127,7 +133,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         connection = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
             uri=True,
-            timeout=_BUSY_TIMEOUT_S,
+            timeout=BUSY_TIMEOUT_S,
             isolation_level=None,
             check_same_thread=False,
         )
@@ -146,7 +152,7 @@ def _lock(folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise unusable_folder(folder, error) from error
+        raise unusable_folder(folder, error.strerror or str(error)) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -247,4 +253,6 @@ def _told(path: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB:
             raise _not_ours(path) from error
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NO_ACCESS:
+            raise unusable_folder(path.parent, f"{FILE_NAME}: {error}") from error
         raise sqlite_fault(error, path) from error

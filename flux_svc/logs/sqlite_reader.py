@@ -161,13 +161,13 @@ def _choose(
     """What to fetch, and up to where that settles it."""
     chosen = _Chosen([], [], [])
     everything = wanted.matches is None and not wanted.exclude_sources
+    index = _INDEX[wanted.backward, wanted.matches is not None, bool(wanted.exclude_sources)]
     scanned, size, step = 0, 0, _FIRST_STEP
     while scanned < SCAN_EVENTS:
         step = min(SCAN_EVENTS - scanned, step * 2)
         if everything:
             step = min(step, wanted.max_events - len(chosen.sequences))
         bounds = (end, position) if wanted.backward else (position, end)
-        index = _INDEX[wanted.backward, everything]
         row = connection.execute(index, (*bounds, step)).fetchone()
         looked_at, found = _parsed(row, wanted.matches, wanted.exclude_sources)
         sizes = found.sizes[: wanted.max_events - len(chosen.sequences)]
@@ -228,13 +228,18 @@ def _parsed(
     sequences, crcs, sizes = (json.loads(f"[{column}]") for column in row[:3])
     if matches is None and not exclude_sources:
         return sequences, _Chosen(sequences, crcs, sizes)
-    subjects = row[3].split(" ")
-    good = {subject for subject in set(subjects) if matches is None or matches(subject)}
-    kept: Iterator[int] | list[int]
-    kept = [i for i, subject in enumerate(subjects) if subject in good] if good else []
+    kept: Sequence[int] = range(len(sequences))
+    if matches is not None:
+        subjects = row[3].split(",")
+        distinct = set(subjects)
+        good = {subject for subject in distinct if matches(subject)}
+        if len(good) < len(distinct):
+            kept = [i for i, subject in enumerate(subjects) if subject in good] if good else ()
     if exclude_sources and kept:
         sources = json.loads(row[4])
         kept = [i for i in kept if sources[i] not in exclude_sources]
+    if len(kept) == len(sequences):
+        return sequences, _Chosen(sequences, crcs, sizes)
     return sequences, _Chosen(
         [sequences[i] for i in kept], [crcs[i] for i in kept], [sizes[i] for i in kept]
     )
@@ -264,24 +269,29 @@ def concatenates_blobs() -> bool:
         return bool(connection.execute(probe).fetchone()[0] == b"A\0\xff\0B")
 
 
-def _index(where: str, order: str = "", limit: str = "-1", *, everything: bool = False) -> str:
-    extra = "NULL, NULL" if everything else "group_concat(subject, ' '), json_group_array(source)"
-    columns = "" if everything else ", subject, source"
+def _index(
+    where: str, order: str = "", limit: str = "-1", *, subject: bool = False, source: bool = True
+) -> str:
+    """Sequences, checksums and sizes, and subjects and sources where they are asked for."""
+    columns = (", subject" if subject else "") + (", source" if source else "")
     return (
         "SELECT group_concat(sequence), group_concat(crc), group_concat(size), "
-        f"{extra} FROM (SELECT sequence, crc, length(frame) AS size{columns} FROM events "
+        f"{'group_concat(subject)' if subject else 'NULL'}, "
+        f"{'json_group_array(source)' if source else 'NULL'} "
+        f"FROM (SELECT sequence, crc, length(frame) AS size{columns} FROM events "
         f"WHERE {where} ORDER BY sequence {order} LIMIT {limit})"
     )
 
 
+_FORWARD = ("sequence > ? AND sequence <= ?", "ASC", "?")
+_BACKWARD = ("sequence >= ? AND sequence < ?", "DESC", "?")
 _INDEX = {
-    (False, everything): _index("sequence > ? AND sequence <= ?", "ASC", "?", everything=everything)
-    for everything in (False, True)
-} | {
-    (True, everything): _index("sequence >= ? AND sequence < ?", "DESC", "?", everything=everything)
-    for everything in (False, True)
+    (backward, subject, source): _index(*where, subject=subject, source=source)
+    for backward, where in ((False, _FORWARD), (True, _BACKWARD))
+    for subject in (False, True)
+    for source in (False, True)
 }
-"""The index query by (backward, everything)."""
+"""The index query by what it is needed for: (backward, subject, source)."""
 _INDEX_NAMED = _index("sequence IN (SELECT value FROM json_each(?))")
 
 

@@ -22,8 +22,9 @@ import structlog
 from aither_sdk.clock import Clock
 from aither_sdk.errors import AitherError, Internal
 from flux_svc.frames import Record
+from flux_svc.logs.base import Succession
 from flux_svc.logs.faults import log_closed, sqlite_fault
-from flux_svc.logs.sqlite_file import OpenedFile, StreamRow
+from flux_svc.logs.sqlite_file import BUSY_TIMEOUT_S, OpenedFile, StreamRow
 from flux_svc.sequencer import WINDOW_EVENTS, Appended, Draft, Sequencer
 
 GROUP_EVENTS = 4096
@@ -36,6 +37,9 @@ CHECKPOINT_COMMITS = 1000
 CHECKPOINT_STUCK_PAGES = 65_536
 """Pages (256 MB) in the write-ahead log from which on a checkpoint waits for readers to make way:
 without that, readers without a pause would let it grow for ever."""
+CHECKPOINT_PATIENCE_MS = 200
+"""Longest wait for them. Our own are done in some 10 ms; a backup that holds on longer must not
+stop the appends, so then it is tried again at the next checkpoint."""
 TRIM_EVENTS = 2000
 """Events deleted in one transaction of a trim; about 10 ms between two groups."""
 TRIM_BYTES = 8 * 2**20
@@ -55,6 +59,7 @@ class AppendJob:
     bytes: int
     fsync: bool
     expected_last_sequence: int | None
+    succession: Succession
     answer: asyncio.Future[list[Appended]]
 
 
@@ -174,9 +179,13 @@ class GroupWriter:
         fsync = False
         try:
             for job in jobs:
+                if job.succession.error is not None:
+                    outcomes.append(job.succession.error)
+                    continue
                 try:
                     staged = self._sequencer.stage(job.drafts, now_ns, job.expected_last_sequence)
                 except AitherError as refusal:
+                    job.succession.error = refusal
                     outcomes.append(refusal)
                     continue
                 outcomes.append(staged.results)
@@ -190,6 +199,8 @@ class GroupWriter:
             # Answers to the others may rest on what is not true now, so all hear of the failure.
             self._sequencer.abort()
             fault = self._failed(error)
+            for job in jobs:
+                job.succession.error = job.succession.error or fault
             self._post(Group(jobs, [fault] * len(jobs), []))
             return
         self._recovered()
@@ -321,10 +332,19 @@ class GroupWriter:
         try:
             row = self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
             if mode == "PASSIVE" and row[1] > CHECKPOINT_STUCK_PAGES:
-                self._connection.execute("PRAGMA wal_checkpoint(RESTART)")
+                self._restart_wal()
         except sqlite3.Error as error:
             # Nothing is lost: the write-ahead log keeps it, and the next checkpoint tries again.
             logger.warning("log_checkpoint_failed", path=str(self._path), error=str(error))
+
+    def _restart_wal(self) -> None:
+        """Lets the write-ahead log begin at its front again, if the readers make way in time."""
+        run = self._connection.execute
+        run(f"PRAGMA busy_timeout = {CHECKPOINT_PATIENCE_MS}")
+        try:
+            run("PRAGMA wal_checkpoint(RESTART)")
+        finally:
+            run(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
 
     def _failed(self, error: Exception) -> AitherError:
         try:

@@ -130,32 +130,39 @@ async def test_the_cost_of_a_commit_grows_with_matches_not_with_filters() -> Non
     assert asked == 500
 
 
-def test_the_pause_grows_with_the_waiting_and_is_bounded() -> None:
-    assert pause_s(0) == 0
-    assert pause_s(1) < 0.001
-    assert pause_s(100) == 100 * pause_s(1)
-    assert pause_s(10**6) == MAX_PAUSE_S
+def test_the_pause_grows_with_readers_and_flow_and_is_bounded() -> None:
+    assert pause_s(0, 0) == 0
+    assert pause_s(1, 1) < 0.001
+    assert pause_s(100, 0) == 100 * pause_s(1, 0)
+    assert pause_s(10, 0) < pause_s(10, 100) < pause_s(10, 200)
+    assert pause_s(10, 10**6) == 3 * pause_s(10, 0)
+    assert pause_s(10**6, 0) == MAX_PAUSE_S
 
 
 async def test_the_pacer_wakes_at_once_when_idle_and_then_gathers() -> None:
     woken: list[float] = []
-
-    def wake() -> int:
-        woken.append(time.monotonic())
-        return 200
-
-    pacer = Pacer(wake, lambda: 200)
-    pacer.request()
+    pacer = Pacer(lambda: woken.append(time.monotonic()))
+    pacer.request(0.05)
     assert len(woken) == 1
     for _ in range(100):
-        pacer.request()
+        pacer.request(0.05)
     assert len(woken) == 1
-    await asyncio.sleep(pause_s(200) * 3)
+    await asyncio.sleep(0.2)
     assert len(woken) == 2
-    assert woken[1] - woken[0] >= pause_s(200) * 0.9
+    assert woken[1] - woken[0] >= 0.045
     pacer.close()
 
 
-async def test_the_pacer_does_nothing_when_nobody_waits() -> None:
-    pacer = Pacer(lambda: 1 // 0, lambda: 0)
-    pacer.request()
+async def test_readers_on_their_way_back_from_a_send_join_the_next_wake() -> None:
+    """Ten read, one waits: the pause is that of ten, so that all ten go out together."""
+    it = hub()
+    view = it.join(FilterSet([]), frozenset())
+    view.readers = 1000
+    first = asyncio.create_task(it.wait(view, 0, 30))
+    await asyncio.sleep(0)
+    it.commit(records(1, "a"))
+    await first
+    begin_s = time.monotonic()
+    it.commit(records(2, "a"))
+    await it.wait(view, 1, 30)
+    assert time.monotonic() - begin_s >= pause_s(1000, 1) * 0.8

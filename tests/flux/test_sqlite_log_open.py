@@ -63,6 +63,14 @@ async def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         assert str(folder) in str(error)
 
 
+async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).mkdir()
+    error = await _refused(tmp_path)
+    assert isinstance(error, ConfigError)
+    assert str(tmp_path) in str(error)
+    assert FILE_NAME in str(error)
+
+
 async def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"a diary, not a database" * 100)
     error = await _refused(tmp_path)
