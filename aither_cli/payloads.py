@@ -6,7 +6,6 @@ import base64
 import json
 import re
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 from google.protobuf import descriptor_pool, json_format, message_factory
@@ -15,28 +14,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.struct_pb2 import Struct, Value
 
-_FILES = (
-    "aither.flux.v1.event_pb2",
-    "aither.flux.v1.flux_service_pb2",
-    "aither.flux.v1.consumer_service_pb2",
-    "aither.genesis.v1.commands_pb2",
-    "aither.genesis.v1.decision_pb2",
-    "aither.genesis.v1.genesis_events_pb2",
-    "aither.genesis.v1.task_pb2",
-    "aither.pulse.v1.pulse_events_pb2",
-    "aither.pulse.v1.pulse_service_pb2",
-    "aither.pulse.v1.target_pb2",
-    "aither.pulse.v1.vitals_pb2",
-    "aither.runtime.v1.runtime_events_pb2",
-    "aither.sense.v1.anomaly_pb2",
-    "aither.sense.v1.sense_service_pb2",
-    "google.protobuf.any_pb2",
-    "google.protobuf.duration_pb2",
-    "google.protobuf.empty_pb2",
-    "google.protobuf.struct_pb2",
-    "google.protobuf.timestamp_pb2",
-    "google.protobuf.wrappers_pb2",
-)
+from aither_sdk.vocabulary import register_types
+
 _MARK = "\0any"
 """Key of a stand-in for an Any; no JSON that a person wrote has it."""
 _PREFIX = "type.googleapis.com/"
@@ -48,19 +27,9 @@ _Unreadable = (DecodeError, TypeError, ValueError, RecursionError, json_format.E
 
 
 @cache
-def type_names() -> tuple[str, ...]:
-    """Full names of every known message type, sorted."""
-    names: set[str] = set()
-    for file in _FILES:
-        descriptor = import_module(file).DESCRIPTOR
-        names.update(message.full_name for message in descriptor.message_types_by_name.values())
-    return tuple(sorted(names))
-
-
-@cache
 def message_class(full_name: str) -> type[Message] | None:
     """The class of a known message type, or None."""
-    type_names()  # imports, and with that registers, every file
+    register_types()
     try:
         descriptor = descriptor_pool.Default().FindMessageTypeByName(full_name)
     except KeyError:

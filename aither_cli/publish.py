@@ -98,13 +98,14 @@ def payload_of(text: str | None, type_name: str | None) -> Message | dict[str, A
 def _typed(text: str, type_name: str) -> Message:
     from google.protobuf import json_format
 
-    from aither_cli.payloads import message_class, type_names
+    from aither_cli.payloads import message_class
+    from aither_sdk.vocabulary import register_types
 
     known = message_class(type_name)
     if known is None:
         from difflib import get_close_matches
 
-        close = get_close_matches(type_name, type_names(), n=3, cutoff=0.5)
+        close = get_close_matches(type_name, register_types(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "use a full protobuf name"
         raise Failure(f'no message type "{type_name}" here; {hint}', exit_code=USAGE)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 import grpc
 import structlog
 from grpc_status import rpc_status
-from opentelemetry import propagate, trace
+from opentelemetry import metrics, propagate, trace
 
 from aither_sdk.errors import AitherError, DeadlineExceeded, Internal
 from aither_sdk.rpc_status import to_status
@@ -82,12 +83,18 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         return _wrap(await continuation(handler_call_details), around, None)
 
 
-class TraceInterceptor(grpc.aio.ServerInterceptor):
-    """A SERVER span for each unary call, in the caller's trace. A stream gets none: a span that
-    ends with the stream would be told when nobody asks any more."""
+class TelemetryInterceptor(grpc.aio.ServerInterceptor):
+    """A SERVER span and a duration for each unary call, in the caller's trace. A stream gets none:
+    a span that ends with the stream would be told when nobody asks any more.
+
+    https://opentelemetry.io/docs/specs/semconv/rpc/
+    """
 
     def __init__(self) -> None:
         self._tracer = trace.get_tracer("aither_sdk")
+        self._durations = metrics.get_meter("aither_sdk").create_histogram(
+            "rpc.server.call.duration", unit="s", description="Duration of unary calls"
+        )
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -100,24 +107,35 @@ class TraceInterceptor(grpc.aio.ServerInterceptor):
             if isinstance(value, str)
         }
         parent = propagate.extract(carrier)
+        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": rpc}
 
         def around(behavior: Behavior) -> Behavior:
             async def answer(request: Any, context: Context) -> Any:
+                begun_s = time.monotonic()
+                status = grpc.StatusCode.OK
                 with self._tracer.start_as_current_span(
-                    method,
-                    context=parent,
-                    kind=trace.SpanKind.SERVER,
-                    attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": rpc},
+                    method, context=parent, kind=trace.SpanKind.SERVER, attributes=attributes
                 ) as span:
                     try:
                         return await behavior(request, context)
-                    except AitherError as error:
-                        span.set_attribute("rpc.grpc.status_code", error.code.value[0])
+                    except BaseException as error:
+                        status = _status_of(error)
                         raise
+                    finally:
+                        code = {"rpc.grpc.status_code": status.value[0]}
+                        span.set_attributes(code)
+                        took_s = time.monotonic() - begun_s
+                        self._durations.record(took_s, {**attributes, **code})
 
             return answer
 
         return _wrap(await continuation(handler_call_details), around, None)
+
+
+def _status_of(error: BaseException) -> grpc.StatusCode:
+    if isinstance(error, asyncio.CancelledError):
+        return grpc.StatusCode.CANCELLED
+    return error.code if isinstance(error, AitherError) else grpc.StatusCode.INTERNAL
 
 
 async def _abort(context: Context, method: str, error: Exception) -> NoReturn:

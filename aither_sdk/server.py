@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from opentelemetry import trace
 
 from aither_sdk.addresses import join_address, serving_at
 from aither_sdk.channels import MAX_MESSAGE_BYTES
 from aither_sdk.errors import FailedPrecondition, Unavailable
 from aither_sdk.health import HealthBoard, HealthServicer
-from aither_sdk.interceptors import DeadlineInterceptor, ErrorInterceptor, TraceInterceptor
+from aither_sdk.interceptors import DeadlineInterceptor, ErrorInterceptor, TelemetryInterceptor
 from aither_sdk.settings import LOOPBACK_PREFIXES
 
 UNARY_LIMIT_S = 30.0
@@ -61,11 +60,13 @@ async def open_server(
     unary_limit_s: float = UNARY_LIMIT_S,
     drain_s: float = 2.0,
     plaintext: bool = False,
+    telemetry: bool = False,
 ) -> AsyncIterator[Server]:
     """Serves while the block lasts; then running calls get `drain_s` and are cancelled.
 
     `register`: functions that add a servicer, `services`: their full names for reflection. `port` 0
-    takes a free one. `max_streams`: calls at once on one connection. Raises Unavailable when the
+    takes a free one. `max_streams`: calls at once on one connection. `telemetry`: spans and
+    durations of calls. Raises Unavailable when the
     port is taken, FailedPrecondition for an open address unless `plaintext` agrees to it.
     """
     if not plaintext and not bind.startswith(LOOPBACK_PREFIXES):
@@ -78,8 +79,8 @@ async def open_server(
         ErrorInterceptor(),
         DeadlineInterceptor(unary_limit_s),
     ]
-    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        interceptors.insert(1, TraceInterceptor())
+    if telemetry:
+        interceptors.insert(1, TelemetryInterceptor())
     server = grpc.aio.server(
         interceptors=interceptors,
         options=(*_OPTIONS, ("grpc.max_concurrent_streams", max_streams)),

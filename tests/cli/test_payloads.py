@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from aither.flux.v1.event_pb2 import Event
 from aither.genesis.v1.decision_pb2 import Action, DecisionMade
 from aither.pulse.v1.pulse_events_pb2 import PulseTick
-from aither_cli.payloads import as_json, compact, message_class, printable, type_names, unpacked
+from aither_cli.payloads import as_json, compact, message_class, printable, unpacked
+from aither_sdk.vocabulary import register_types
 
 STRANGER = AnyMessage(type_url="type.googleapis.com/acme.Rocket", value=b"\x08\x01")
 SHOWN = {
@@ -31,7 +32,7 @@ def packed(message: Struct | PulseTick | Int64Value) -> AnyMessage:
 
 def test_every_type_of_the_contract_and_the_well_known_ones_are_known() -> None:
     for name in ("aither.pulse.v1.TargetChanged", "aither.genesis.v1.DisableAgent"):
-        assert name in type_names()
+        assert name in register_types()
     assert message_class("google.protobuf.StringValue") is not None
     assert message_class("acme.Rocket") is None
 
@@ -107,7 +108,7 @@ def test_no_payload_of_a_stranger_raises(type_url: str, value: bytes) -> None:
     json.dumps(as_json(event))
 
 
-@given(st.sampled_from(type_names()), st.binary(max_size=80))
+@given(st.sampled_from(register_types()), st.binary(max_size=80))
 def test_no_bytes_under_a_known_type_raise(name: str, value: bytes) -> None:
     payload = AnyMessage(type_url=f"type.googleapis.com/{name}", value=value)
     json.dumps(as_json(Event(subject="demo.hello", payload=payload)))

@@ -1,0 +1,171 @@
+"""Telemetry over real OTLP/gRPC: a collector servicer takes what a real service process sends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+from aither.flux.v1 import flux_service_pb2 as pb
+from aither.flux.v1 import flux_service_pb2_grpc
+from aither.flux.v1.event_pb2 import Event
+from aither_sdk.channels import open_channel
+from aither_sdk.telemetry import wanted_signals
+from tests.processes import ServiceProcess, running
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = "b7ad6b7169203331"
+
+
+class Collector:
+    """What came in, by kind."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+        self.metrics: dict[str, Any] = {}
+        self.logs: list[Any] = []
+        self.services: set[str] = set()
+
+    def note(self, resource: Any) -> None:
+        for attribute in resource.attributes:
+            if attribute.key == "service.name":
+                self.services.add(attribute.value.string_value)
+
+
+class Traces(trace_service_pb2_grpc.TraceServiceServicer):
+    def __init__(self, collector: Collector) -> None:
+        self.collector = collector
+
+    async def Export(self, request: Any, context: Any) -> Any:
+        for part in request.resource_spans:
+            self.collector.note(part.resource)
+            for scope in part.scope_spans:
+                self.collector.spans.extend(scope.spans)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
+    def __init__(self, collector: Collector) -> None:
+        self.collector = collector
+
+    async def Export(self, request: Any, context: Any) -> Any:
+        for part in request.resource_metrics:
+            for scope in part.scope_metrics:
+                self.collector.metrics.update({metric.name: metric for metric in scope.metrics})
+        return metrics_service_pb2.ExportMetricsServiceResponse()
+
+
+class Logs(logs_service_pb2_grpc.LogsServiceServicer):
+    def __init__(self, collector: Collector) -> None:
+        self.collector = collector
+
+    async def Export(self, request: Any, context: Any) -> Any:
+        for part in request.resource_logs:
+            for scope in part.scope_logs:
+                self.collector.logs.extend(scope.log_records)
+        return logs_service_pb2.ExportLogsServiceResponse()
+
+
+@pytest.fixture
+async def collector() -> AsyncIterator[tuple[Collector, str]]:
+    collected = Collector()
+    server = grpc.aio.server()
+    untyped: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+    untyped(Traces(collected), server)
+    untyped = metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server
+    untyped(Metrics(collected), server)
+    untyped = logs_service_pb2_grpc.add_LogsServiceServicer_to_server
+    untyped(Logs(collected), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield collected, f"http://127.0.0.1:{port}"
+    await server.stop(0)
+
+
+async def publish(address: str, subject: str) -> None:
+    event = Event(id=subject, source="test", subject=subject)
+    metadata = (("traceparent", f"00-{TRACE}-{PARENT}-01"),)
+    async with open_channel(address) as channel:
+        stub = flux_service_pb2_grpc.FluxServiceStub(channel)
+        await stub.Publish(pb.PublishRequest(events=[event]), metadata=metadata)
+
+
+async def test_spans_metrics_and_logs_reach_a_collector(
+    collector: tuple[Collector, str], tmp_path: Path
+) -> None:
+    collected, endpoint = collector
+    settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_METRIC_EXPORT_INTERVAL": "200"}
+    process = ServiceProcess("flux_svc", tmp_path, settings)
+    try:
+        # In a thread, for this loop serves the collector that the process talks to.
+        await asyncio.to_thread(process.start)
+        await publish(process.address, "told.once")
+        async with asyncio.timeout(20):
+            while "aither.flux.events.published" not in collected.metrics:
+                await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(process.terminate) == 0
+    finally:
+        await asyncio.to_thread(process.close)
+    spans = {span.name: span for span in collected.spans}
+    span = spans["aither.flux.v1.FluxService/Publish"]
+    assert span.trace_id.hex() == TRACE
+    assert span.parent_span_id.hex() == PARENT
+    assert not [name for name in spans if "Subscribe" in name]
+    assert "rpc.server.call.duration" in collected.metrics
+    said = [record.body.string_value for record in collected.logs]
+    assert {"service.serving", "service.draining"} <= set(said)
+    assert collected.services == {"flux"}
+
+
+async def test_a_collector_that_is_away_delays_neither_start_nor_end(tmp_path: Path) -> None:
+    settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    begin_s = time.monotonic()
+    with running("flux_svc", tmp_path, **settings) as flux:
+        await publish(flux.address, "told.nobody")
+        begin_end_s = time.monotonic()
+        assert await asyncio.to_thread(flux.terminate) == 0
+    assert time.monotonic() - begin_end_s < 8
+    assert begin_end_s - begin_s < 30
+
+
+@pytest.mark.parametrize(
+    ("variables", "signals"),
+    [
+        ({}, ()),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, ("traces", "metrics", "logs")),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://x"}, ("traces",)),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_SDK_DISABLED": "true"}, ()),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_METRICS_EXPORTER": "none"},
+            ("traces", "logs"),
+        ),
+    ],
+)
+def test_the_standard_variables_say_what_is_sent(
+    variables: dict[str, str], signals: tuple[str, ...]
+) -> None:
+    assert wanted_signals(variables) == signals
+
+
+def test_without_a_collector_the_telemetry_sdk_is_not_even_imported() -> None:
+    script = (
+        "import sys; from aither_sdk.telemetry import open_telemetry;"
+        "assert not open_telemetry('x', version='1', instance_id='y').enabled;"
+        "print([name for name in sys.modules if name.startswith('opentelemetry.sdk')])"
+    )
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
+    answer = subprocess.run(
+        [sys.executable, "-c", script], env=clean, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[]"
