@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import uuid
 import weakref
@@ -35,7 +36,7 @@ from aither_sdk.server import Server, open_server
 from aither_sdk.settings import Settings, load_settings
 from aither_sdk.subscriber import Subscriber
 from aither_sdk.tasks import BoundedTasks
-from aither_sdk.telemetry import open_telemetry
+from aither_sdk.telemetry import Telemetry, open_telemetry
 from aither_sdk.version import VERSION
 from aither_sdk.witness.parent import Witness, open_witness
 
@@ -44,6 +45,12 @@ LIFELINE_ENV = "AITHER_LIFELINE_FD"
 
 _ANNOUNCE_TIMEOUT_S = 1.0
 _TASK_LIMIT = 256
+_TOO_SLOW = 3
+"""Exit status of a drain that was cut off."""
+_END_S = 2.0
+"""After the drain timeout: for what was cancelled, the witness and telemetry."""
+_TELEMETRY_S = 1.0
+"""For spans and log lines that are not sent yet."""
 _GC_THRESHOLDS = (20_000, 50, 20)
 """Allocations before a collection, and collections before one of the older generations. Python's
 own 700 make a collection of every few messages: a fifth of Flux's CPU under load."""
@@ -62,7 +69,11 @@ class Life:
         self.tasks = BoundedTasks(name, _TASK_LIMIT, close_timeout_s=0.5)
         self.health = board
         self.stop_reason = ""
+        self.served = False
+        """Whether it ever came to `serving`; until then a failure is one of the start."""
         self.witness: Witness | None = None
+        self.telemetry = False
+        """Whether anybody is told of spans and metrics."""
         self._heart = heart
         self._facts: dict[str, bool] = {}
         self._stop = asyncio.Event()
@@ -75,6 +86,7 @@ class Life:
     def serving(self, address: str = "") -> None:
         """The body is ready; `address` is where it serves gRPC, if it does."""
         self._address = address
+        self.served = True
         # What stands now stands to the end; the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
@@ -120,8 +132,9 @@ class Life:
         services: Sequence[str],
         **options: Any,
     ) -> AbstractAsyncContextManager[Server]:
-        """As `open_server`, with this life's health board and the settings' security."""
+        """As `open_server`, with this life's health board, telemetry and the settings' security."""
         options.setdefault("plaintext", self.settings.security.allow_plaintext)
+        options.setdefault("telemetry", self.telemetry)
         return open_server(
             bind, port, register=register, services=services, board=self.health, **options
         )
@@ -151,6 +164,8 @@ class Life:
         try:
             yield
         finally:
+            if self.stopping:
+                await self.tasks.aclose()  # they may still publish, and it is told who did not end
             await self._say_stopped()
             self._announce = None
 
@@ -160,9 +175,12 @@ class Life:
         options.setdefault("client_name", self.name)
         subscriber = Subscriber(self.settings.flux.address or "", filters, **options)
         self._subscribers.add(subscriber)
+        if self.stopping:
+            self.tasks.try_spawn("end-subscriber", subscriber.aclose)
         return subscriber
 
     def _turn(self, phase: Phase) -> None:
+        phase = max(phase, self._heart.phase)  # who was asked to stop while starting stays draining
         facts = all(self._facts.values())
         self._heart.turn(phase, ready=facts)
         started = phase is not Phase.STARTING
@@ -255,6 +273,7 @@ async def _live(
     _watch_signals(life)
     _watch_lifeline(life)
     telemetry = open_telemetry(name, version=VERSION, instance_id=life.instance_id)
+    life.telemetry = telemetry.enabled
     try:
         async with (
             BoundedTasks("lifecycle", 4, close_timeout_s=0.1) as own_tasks,
@@ -269,7 +288,7 @@ async def _live(
         code = 2
     finally:
         heart.stop()
-        await asyncio.to_thread(telemetry.close)
+        await _close_telemetry(telemetry)
     _log.info("service.stopped", reason=life.stop_reason, exit_code=code)
     return code
 
@@ -281,13 +300,14 @@ async def _run_body(life: Life, body: Body) -> int:
     try:
         await asyncio.wait((started, stop), return_when=asyncio.FIRST_COMPLETED)
         if not started.done():
+            _end_at_the_latest(life.settings.drain_timeout_s + _END_S)
             await asyncio.wait((started,), timeout=life.settings.drain_timeout_s)
         if not started.done():
             left = sorted(task.get_name() for task in asyncio.all_tasks())
             _log.error("service.drain_timeout", after_s=life.settings.drain_timeout_s, tasks=left)
             started.cancel()
             await asyncio.wait((started,), timeout=1.0)
-            return 3
+            return _TOO_SLOW
     finally:
         stop.cancel()
         started.cancel()
@@ -307,10 +327,31 @@ def _exit_code(life: Life, body: asyncio.Task[None]) -> int:
     error = body.exception()
     if error is None:
         return 0
-    if isinstance(error, AitherError):
+    if isinstance(error, AitherError) and not life.served:
         raise error
     _log.error("service.failed", exc_info=error)
     return 1
+
+
+def _end_at_the_latest(after_s: float) -> None:
+    """Whatever holds the loop or a thread by then, the process ends."""
+
+    def end() -> None:
+        _log.error("service.exit_at_once", after_s=after_s)
+        os._exit(_TOO_SLOW)
+
+    timer = threading.Timer(after_s, end)
+    timer.daemon = True
+    timer.start()
+
+
+async def _close_telemetry(telemetry: Telemetry) -> None:
+    """A collector that is away must not hold up the end: its exporter would try for seconds."""
+    closing = threading.Thread(target=telemetry.close, name="close-telemetry", daemon=True)
+    closing.start()
+    await asyncio.to_thread(closing.join, _TELEMETRY_S)
+    if closing.is_alive():
+        _log.warning("telemetry.abandoned", after_s=_TELEMETRY_S)
 
 
 def _watch_signals(life: Life) -> None:

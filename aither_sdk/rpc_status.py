@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -29,6 +30,9 @@ _FAMILIES: dict[grpc.StatusCode, type[AitherError]] = {
         errors.Internal,
     )
 }
+_BAD_REQUEST_BYTES = 3072
+"""Of violations told one by one. They travel in trailing metadata, of which a client of gRPC takes
+8 KiB, and a call with more ends as RESOURCE_EXHAUSTED instead of what it is."""
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -70,7 +74,7 @@ def from_rpc_error(error: grpc.RpcError) -> AitherError:
     try:
         # Typed for the sync API; the aio error offers the same accessors.
         status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    except ValueError:
+    except (ValueError, DecodeError):  # details of somebody else's, perhaps a proxy's
         status = None
     if status is not None:
         return from_status(status)
@@ -103,10 +107,13 @@ def _error_info(error: AitherError) -> error_details_pb2.ErrorInfo:
     )
 
 
-def _bad_request(violations: Iterable[FieldViolation]) -> error_details_pb2.BadRequest:
+def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
     bad = error_details_pb2.BadRequest()
-    for violation in violations:
+    for told, violation in enumerate(violations, start=1):
         bad.field_violations.add(field=violation.field, description=violation.description)
+        if bad.ByteSize() > _BAD_REQUEST_BYTES and told < len(violations):
+            bad.field_violations.add(description=f"and {len(violations) - told} more like these")
+            break
     return bad
 
 

@@ -5,7 +5,6 @@ Environment: `AITHER_` + section + `__` + key, e.g. `AITHER_FLUX__PORT=7401`.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from pydantic_settings import (
 )
 
 from aither_sdk.errors import ConfigError, Fault
+from aither_sdk.fault_words import no_such_key
 from aither_sdk.yaml_file import YamlFile, dotted, load_yaml
 
 ENV_PREFIX = "AITHER_"
@@ -78,6 +78,9 @@ class PulseSettings(_Served):
 
     fleet: Path | None = None
     """Fleet file. Unset: the default fleet, Aither's own services."""
+    services: tuple[Literal["flux", "pulse", "genesis"], ...] = ("flux", "pulse", "genesis")
+    """Those of Aither's own services that the default fleet holds, for where some do not run.
+    `aither up --only` sets it."""
     max_checks: int = Field(32, ge=1, le=1024)
     """Checks at once; a check that finds no room in its period is skipped and counted."""
 
@@ -316,10 +319,7 @@ def _holds(values: Any, key: tuple[int | str, ...]) -> bool:
 
 def _message(details: ErrorDetails, key: tuple[int | str, ...]) -> str:
     if details["type"] == "extra_forbidden":
-        known = _known_keys(key[:-1])
-        close = difflib.get_close_matches(str(key[-1]), known, n=1)
-        hint = f'did you mean "{close[0]}"?' if close else f"use one of {', '.join(known)}"
-        return f"no such key; {hint}"
+        return no_such_key(key[-1], _known_keys(key[:-1]))
     message = details["msg"].removeprefix("Value error, ")
     value = details["input"]
     shown = "" if isinstance(value, Mapping) or not key else f" (got {value!r})"

@@ -63,6 +63,19 @@ def _fault(text: str, what: str, *, wildcards: bool) -> str:
     return f'"{shown}" has characters other than a-z 0-9 _ - and dots; use something like {example}'
 
 
+def filter_violations(filters: Sequence[str]) -> list[FieldViolation]:
+    """Everything that is wrong with filters that shall be used together."""
+    violations = [
+        FieldViolation(f"filters[{i}]", fault)
+        for i, fault in enumerate(map(filter_fault, filters))
+        if fault is not None
+    ]
+    if len(filters) > MAX_FILTERS:
+        told = f"{len(filters)} filters; {MAX_FILTERS} at most"
+        violations.append(FieldViolation("filters", told))
+    return violations
+
+
 class FilterSet:
     """A set of filters as one question: does this subject match any of them?
 
@@ -75,7 +88,8 @@ class FilterSet:
     def __init__(self, filters: Iterable[str]) -> None:
         """Raises InvalidArgument naming every malformed filter. None at all means `>`."""
         given = list(filters)
-        _refuse_bad(given)
+        if violations := filter_violations(given):
+            raise InvalidArgument.of(violations)
         self.filters: tuple[str, ...] = tuple(sorted(set(given))) or (">",)
         self.key: str = " ".join(self.filters) if ">" not in self.filters else ">"
         self._exact = frozenset(f for f in self.filters if "*" not in f and ">" not in f)
@@ -111,17 +125,3 @@ def _regex(pattern: str) -> str:
     if pattern.endswith(">"):
         tokens[-1] = r".+"
     return r"\.".join(tokens)
-
-
-def _refuse_bad(filters: Sequence[str]) -> None:
-    violations = [
-        FieldViolation(f"filters[{i}]", fault)
-        for i, fault in enumerate(map(filter_fault, filters))
-        if fault is not None
-    ]
-    if len(filters) > MAX_FILTERS:
-        violations.append(
-            FieldViolation("filters", f"{len(filters)} filters; {MAX_FILTERS} at most")
-        )
-    if violations:
-        raise InvalidArgument.of(violations)

@@ -170,8 +170,10 @@ class Subscriber:
 
     async def __aenter__(self) -> Self:
         """Starts to dial; does not wait for Flux (`until_started` does). Raises SelfDialError."""
-        if self._closed or self._reader is not None:
+        if self._reader is not None:
             raise FailedPrecondition("a subscriber is opened once; make another one")
+        if self._closed:
+            return self  # its service ended before it began: an iteration without events
         self._stream.open()
         # An empty context: the stream has no end, so it must not be part of anybody's span.
         self._reader = asyncio.get_running_loop().create_task(
@@ -190,7 +192,8 @@ class Subscriber:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Ends the stream; a running iteration ends as if there were no more events."""
+        """Ends the stream; a running iteration ends as if there were no more events, also in the
+        middle of a message. Before it was opened: there will be none."""
         self._closed = True
         set_current_event(None)
         if self._reader is not None:
@@ -268,7 +271,7 @@ class Subscriber:
 
     async def _next_event(self) -> Event:
         index = self._index + 1
-        if index < len(self._events):
+        if index < len(self._events) and not self._closed:
             self._index = index
         else:
             await self._advance()
@@ -279,9 +282,8 @@ class Subscriber:
 
     async def _next_batch(self) -> Sequence[Event]:
         left = self._events[self._index + 1 :]
-        if left and self._step is not None:
-            self._position = Position(self._step.position.epoch, self._events[self._index].sequence)
-            self._handled += self._index + 1
+        if left and self._step is not None and not self._closed:
+            self._settle_part(self._step)
             self._events = left
         else:
             await self._advance()
@@ -308,10 +310,19 @@ class Subscriber:
         finally:
             self._waiting = False
 
+    def _settle_part(self, step: Step) -> None:
+        """Settles the events up to the one in hand."""
+        self._position = Position(step.position.epoch, self._events[self._index].sequence)
+        self._handled += self._index + 1
+
     def _finish_step(self) -> None:
         """Settles the step in hand: its events are handled, and now the rest of it is told."""
         step = self._step
         if step is None:
+            return
+        if self._index + 1 < len(self._events):  # closed: those after it were not handed out
+            self._settle_part(step)
+            self._step, self._events, self._index = None, (), 0
             return
         self._step, events, self._events = None, self._events, ()
         self._handled += len(events)
@@ -353,7 +364,7 @@ class Subscriber:
                 _log.exception("subscriber.on_state_failed", address=self.address)
 
     def _check_open(self) -> None:
-        if self._reader is None:
+        if self._reader is None and not self._closed:
             raise FailedPrecondition("this subscriber is not open: use `async with`")
 
     def _check_iteration(self, mine: _Iteration | None) -> None:

@@ -8,8 +8,10 @@ from google.protobuf.message import Message
 
 from aither_sdk.events import new_event
 from aither_sdk.lifecycle import Life, run
+from aither_sdk.vocabulary import register_types
 from flux_svc.fanout.hub import Hub
 from flux_svc.logs import open_log
+from flux_svc.metrics import observe
 from flux_svc.publishing import Publishing
 from flux_svc.registration import SERVICES, add_consumer_service, add_flux
 from flux_svc.servicer import FluxServicer
@@ -18,6 +20,7 @@ from flux_svc.validation import EventRules
 
 async def serve(life: Life) -> None:
     settings = life.settings.flux
+    register_types()  # reflection on Flux's port tells what is inside the payloads
     async with AsyncExitStack() as stack:
         log = await stack.enter_async_context(open_log(settings, life.settings.data_dir))
         hub = Hub(
@@ -27,6 +30,7 @@ async def serve(life: Life) -> None:
         )
         log.on_commit(hub.commit)
         publishing = Publishing(log, EventRules(settings.max_hops))
+        observe(log, hub, publishing)
         servicer = FluxServicer(log, hub, publishing, max_subscriptions=settings.max_subscriptions)
 
         async def announce(subject: str, payload: Message) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from aither.flux.v1 import event_pb2
 from aither.flux.v1 import flux_service_pb2 as pb
@@ -21,13 +21,17 @@ from aither_sdk.event_rules import (
     check_event_size,
     event_violations,
 )
+from aither_sdk.subjects import filter_violations
 
 MAX_BATCH_EVENTS = 4096
 MAX_BATCH_BYTES = 4 * 2**20
+MAX_READ_BYTES = 4 * 2**20
 MAX_EXCLUDED_SOURCES = 16
 MAX_NAME_BYTES = 128
 HEARTBEAT_S = (1.0, 300.0)
 DEFAULT_HEARTBEAT_S = 15.0
+_TIMESTAMP_S = (-62_135_596_800, 253_402_300_799)
+"""What google.protobuf.Timestamp may say."""
 
 
 class EventRules:
@@ -98,21 +102,22 @@ def _violations(event: event_pb2.Event, index: int) -> list[FieldViolation]:
     return []
 
 
-def heartbeat_s(interval: Duration | None) -> float:
-    """Raises InvalidArgument outside 1 s..5 min. None: 15 s."""
-    if interval is None:
+def heartbeat_s(request: pb.SubscribeRequest) -> float:
+    """15 s where it is not said."""
+    if not request.HasField("heartbeat_interval"):
         return DEFAULT_HEARTBEAT_S
-    seconds = interval.seconds + interval.nanos / 1e9
-    low, high = HEARTBEAT_S
-    if not low <= seconds <= high:
-        told = f"{seconds:g} s; use {low:g}..{high:g} s"
-        raise InvalidArgument.of([FieldViolation("heartbeat_interval", told)])
-    return seconds
+    return request.heartbeat_interval.seconds + request.heartbeat_interval.nanos / 1e9
 
 
 def check_subscribe(request: pb.SubscribeRequest) -> None:
-    """The limits of a subscribe request that are not in its filters or start."""
-    found = []
+    """Raises InvalidArgument for what is wrong whatever the log holds."""
+    found = filter_violations(request.filters)
+    if request.WhichOneof("start") == "at_time" and not _is_time(request.at_time):
+        found.append(FieldViolation("at_time", "not a time between the years 1 and 9999"))
+    low, high = HEARTBEAT_S
+    if not low <= heartbeat_s(request) <= high:
+        told = f"{heartbeat_s(request):g} s; use {low:g}..{high:g} s"
+        found.append(FieldViolation("heartbeat_interval", told))
     if request.max_batch_events > MAX_BATCH_EVENTS:
         told = f"{request.max_batch_events}; use 1..{MAX_BATCH_EVENTS}, or 0 for Flux's choice"
         found.append(FieldViolation("max_batch_events", told))
@@ -124,3 +129,21 @@ def check_subscribe(request: pb.SubscribeRequest) -> None:
         found.append(FieldViolation("client_name", told))
     if found:
         raise InvalidArgument.of(found)
+
+
+def check_read(request: pb.ReadRequest) -> None:
+    """Raises InvalidArgument for what is wrong whatever the log holds."""
+    found = filter_violations(request.filters)
+    if request.max_events > MAX_BATCH_EVENTS:
+        told = f"{request.max_events}; use 1..{MAX_BATCH_EVENTS}"
+        found.append(FieldViolation("max_events", told))
+    if request.max_bytes > MAX_READ_BYTES:
+        told = f"{request.max_bytes}; use 1..{MAX_READ_BYTES}"
+        found.append(FieldViolation("max_bytes", told))
+    if found:
+        raise InvalidArgument.of(found)
+
+
+def _is_time(timestamp: Timestamp) -> bool:
+    low, high = _TIMESTAMP_S
+    return low <= timestamp.seconds <= high and 0 <= timestamp.nanos < 1_000_000_000

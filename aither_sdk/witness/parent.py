@@ -34,18 +34,24 @@ class Witness:
 
     async def start(self) -> None:
         """Raises Unavailable when it cannot serve, with its reason (a taken port, say)."""
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "aither_sdk.witness",
-            f"--cell={self._cell.fd}",
-            f"--bind={self._bind}",
-            f"--port={self._port}",
-            *(f"--service={name}" for name in self._services),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            pass_fds=(self._cell.fd,),
-        )
+        try:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "aither_sdk.witness",
+                f"--cell={self._cell.fd}",
+                f"--bind={self._bind}",
+                f"--port={self._port}",
+                *(f"--service={name}" for name in self._services),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                pass_fds=(self._cell.fd,),
+            )
+        except OSError as error:  # no process, no memory, no descriptor: perhaps in a moment
+            raise Unavailable(
+                f"the health witness cannot be started: {error.strerror or error}",
+                reason="WITNESS_FAILED",
+            ) from error
         self._child = child
         assert child.stdout is not None
         try:

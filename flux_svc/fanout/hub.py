@@ -14,6 +14,8 @@ from flux_svc.logs.base import Record
 
 _ROUTES_KEPT = 65_536
 """Subjects whose views are remembered (about 10 MB at the worst); then forgotten all at once."""
+SWEEPS = 16
+"""Sweeps of all views a turn of the ring: the bounds are overdrawn by one part in so many."""
 
 
 @dataclass(slots=True)
@@ -28,8 +30,8 @@ class FanoutStatistics:
 class Hub:
     """Takes committed records on the loop, in order, and keeps the newest for live readers.
 
-    Memory: frames of at most `max_events` newest events or `max_bytes` of them, shared by all
-    views; a view holds references. Without views nothing is kept.
+    Memory: frames of at most `max_events` newest events or `max_bytes` of them (and a sixteenth
+    more, see SWEEPS), shared by all views; a view holds references. Without views nothing is kept.
     """
 
     def __init__(self, last_sequence: int, *, max_events: int, max_bytes: int) -> None:
@@ -45,9 +47,9 @@ class Hub:
         """(last sequence, events, bytes) of each commit that views may hold."""
         self._kept_events = 0
         self._kept_bytes = 0
-        self._oldest_position = 0
-        """Readers behind this must read the log: frames that follow it are gone."""
-        self._swept_at = 0
+        self._gone_events = 0
+        self._gone_bytes = 0
+        """Beyond the bounds since the last sweep, and still held."""
         self._dirty: set[View] = set()
         """Views with frames that their waiting readers were not woken for."""
         self._pacer = Pacer(self._wake)
@@ -100,7 +102,7 @@ class Hub:
 
     def can_serve(self, view: View, position: int) -> bool:
         """Whether `view.take(position, ...)` leaves nothing out."""
-        return position >= view.start and position >= self._oldest_position
+        return position >= view.start
 
     async def wait(self, view: View, position: int, timeout_s: float) -> bool:
         """True when the view may have more than `position` or the hub closes, False after the
@@ -139,17 +141,23 @@ class Hub:
         self._kept.append((self.last_sequence, events, size))
         self._kept_events += events
         self._kept_bytes += size
+        oldest = 0
         while len(self._kept) > 1 and (
             self._kept_events > self._max_events or self._kept_bytes > self._max_bytes
         ):
-            self._oldest_position, events, size = self._kept.popleft()
+            oldest, events, size = self._kept.popleft()
             self._kept_events -= events
             self._kept_bytes -= size
+            self._gone_events += events
+            self._gone_bytes += size
         # Views are cut in sweeps: one by one for every commit would cost N views x M commits.
-        if self._oldest_position - self._swept_at > self._max_events // 16:
-            self._swept_at = self._oldest_position
+        if (
+            self._gone_events > self._max_events // SWEEPS
+            or self._gone_bytes > self._max_bytes // SWEEPS
+        ):
+            self._gone_events = self._gone_bytes = 0
             for view in self._views.values():
-                view.trim(self._oldest_position)
+                view.trim(oldest)
 
     def _ask_for_wake(self) -> None:
         if self._pacer.armed or not any(view.waiting for view in self._dirty):

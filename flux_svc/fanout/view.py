@@ -11,8 +11,6 @@ from aither_sdk.subjects import FilterSet
 _JOINS_KEPT = 8
 """Joined batches remembered. Readers at the tail stand at one or two positions; each kept join
 costs at most one batch of bytes."""
-_TRIM_AT = 1024
-"""Frames that may lie dead at the front before the lists are cut; cutting moves the whole list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +73,12 @@ class View:
         self._frames.append(frame)
         self._ends.append((self._ends[-1] if self._ends else 0) + len(frame))
 
-    def trim(self, start: int) -> None:
-        """Gives up frames up to and including `start`: their bytes are no longer affordable."""
-        if start <= self.start:
-            return
-        self.start = start
-        dead = bisect_right(self._sequences, start)
-        if dead >= _TRIM_AT or dead == len(self._sequences):
+    def trim(self, through: int) -> None:
+        """Gives up frames up to and including this sequence. A view that has none of them can still
+        serve every position that it could."""
+        dead = bisect_right(self._sequences, through)
+        if dead:
+            self.start = self._sequences[dead - 1]
             del self._sequences[:dead], self._frames[:dead], self._ends[:dead]
             self._joins.clear()
 

@@ -68,7 +68,8 @@ def read(connection: sqlite3.Connection, path: Path, wanted: Wanted) -> ReadResu
             start = min(wanted.position, wanted.newest + 1)
         else:
             end = wanted.newest if wanted.until is None else min(wanted.newest, wanted.until)
-            start = max(wanted.position, floor - 1)
+            # What a client may ask for is larger than any number of SQLite.
+            start = max(min(wanted.position, wanted.newest), floor - 1)
         chosen, position = _choose(connection, wanted, start, end)
         payload, good = _fetch(connection, chosen, wanted.backward)
     if good < len(chosen.sequences):

@@ -203,7 +203,8 @@ class GroupWriter:
                 job.succession.error = job.succession.error or fault
             self._post(Group(jobs, [fault] * len(jobs), []))
             return
-        self._recovered()
+        if records:
+            self._recovered()
         self._post(Group(jobs, outcomes, records))
         if (
             self._bytes_since_checkpoint >= CHECKPOINT_BYTES

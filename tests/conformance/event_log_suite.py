@@ -379,6 +379,9 @@ class EventLogSuite:
         await log.append(events(3))
         result = await log.read(9)
         assert (result.events, result.position, result.end_reached) == (0, 9, True)
+        largest = 2**64 - 1
+        result = await log.read(largest)
+        assert (result.events, result.position, result.end_reached) == (0, largest, True)
 
     async def test_bytes_bound_a_read_but_the_first_event_fits(self, log: EventLog) -> None:
         batch = events(4)

@@ -79,6 +79,55 @@ async def test_every_fault_of_a_batch_is_told_and_nothing_of_it_is_stored(stub: 
     assert (await stub.GetStreamInfo(pb.GetStreamInfoRequest())).last_sequence == before
 
 
+@pytest.mark.parametrize("count", [50, 200, 4096])
+async def test_a_refusal_of_many_faults_still_fits_into_what_a_client_takes(
+    stub: Any, count: int
+) -> None:
+    bad = [Event(subject="Not A Subject") for _ in range(count)]
+    error = await refusal(stub.Publish(pb.PublishRequest(events=bad)))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    *told, rest = error.violations
+    assert told[0].field == "events[0].subject"
+    assert rest.description == f"and {3 * count - len(told)} more like these"
+
+
+async def test_every_fault_of_a_subscription_is_told_at_once(stub: Any) -> None:
+    request = pb.SubscribeRequest(
+        filters=["ok.>", "a..b"], max_batch_events=9999, client_name="x" * 200
+    )
+    request.heartbeat_interval.seconds = 0
+    request.at_time.seconds = 2**62
+    error = await refusal(stub.Subscribe(request).read())
+    assert {violation.field for violation in error.violations} == {
+        "filters[1]",
+        "max_batch_events",
+        "client_name",
+        "heartbeat_interval",
+        "at_time",
+    }
+    both = await refusal(stub.Read(pb.ReadRequest(filters=["a..b"], max_events=9999)))
+    assert {violation.field for violation in both.violations} == {"filters[0]", "max_events"}
+
+
+@pytest.mark.parametrize("sequence", [2**63, 2**64 - 1])
+async def test_the_largest_numbers_are_places_beyond_the_end(stub: Any, sequence: int) -> None:
+    answer = await stub.Read(pb.ReadRequest(from_sequence=sequence))
+    assert (len(answer.events), answer.end_reached) == (0, True)
+    error = await refusal(stub.Subscribe(pb.SubscribeRequest(after_sequence=sequence)).read())
+    assert error.code is grpc.StatusCode.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("seconds", [-62_135_596_800, -1, 253_402_300_799])
+async def test_a_time_long_before_or_after_all_events_is_a_start(stub: Any, seconds: int) -> None:
+    await stub.Publish(pb.PublishRequest(events=[event()]))
+    request = pb.SubscribeRequest()
+    request.at_time.seconds = seconds
+    call = stub.Subscribe(request)
+    started = (await call.read()).started
+    assert started.position == (0 if seconds < 0 else started.last_sequence)
+    call.cancel()
+
+
 async def test_on_a_stream_a_bad_event_is_refused_alone(stub: Any) -> None:
     async def requests() -> AsyncIterator[pb.PublishStreamRequest]:
         yield pb.PublishStreamRequest(events=[event(), event(subject="BAD"), event()])

@@ -81,20 +81,38 @@ async def test_closing_wakes_everybody() -> None:
     assert await it.wait(view, 0, 30) is True
 
 
-async def test_frames_kept_are_bounded_by_events_and_bytes() -> None:
-    it = hub(max_events=100)
+async def test_frames_kept_are_bounded_by_events() -> None:
+    it = hub(max_events=160)
     view = it.join(FilterSet([]), frozenset())
-    for i in range(50):
+    for i in range(100):
         it.commit(records(1 + i * 10, *["a"] * 10))
+        assert len(view) <= 160 + 10 + 10
     assert not it.can_serve(view, 0)
-    assert it.can_serve(view, it.last_sequence - 90)
-    assert len(view) < 100 + 1024 + 10
-    small = hub(max_events=10**6, max_bytes=1000)
-    narrow = small.join(FilterSet([]), frozenset())
-    for i in range(50):
-        small.commit(records(1 + i, "a", size=100))
-    assert not small.can_serve(narrow, 30)
-    assert small.can_serve(narrow, 45)
+    assert it.can_serve(view, it.last_sequence - 150)
+
+
+async def test_frames_kept_are_bounded_by_bytes_however_few_they_are() -> None:
+    class Frame(bytes):
+        """Bytes that can be counted while they live."""
+
+    it = hub(max_events=10**6, max_bytes=1_600)
+    view = it.join(FilterSet([]), frozenset())
+    for i in range(100):
+        it.commit([Record(1 + i, 0, "a", "s", Frame(100))])
+    gc.collect()
+    assert 15 <= len([o for o in gc.get_objects() if isinstance(o, Frame)]) <= 18
+    assert not it.can_serve(view, 70)
+    assert it.can_serve(view, 85)
+
+
+async def test_a_reader_whom_nothing_concerns_is_never_sent_to_the_log() -> None:
+    it = hub(max_events=16)
+    quiet = it.join(FilterSet(["quiet"]), frozenset())
+    busy = it.join(FilterSet(["busy"]), frozenset())
+    for i in range(100):
+        it.commit(records(1 + i, "busy"))
+    assert it.can_serve(quiet, 0)
+    assert not it.can_serve(busy, 0)
 
 
 async def test_a_view_without_readers_keeps_no_frames() -> None:

@@ -69,5 +69,6 @@ def test_trimming_never_changes_what_follows_the_trim(trim: int, after: int) -> 
     sequences = list(range(1, 3001, 2))
     whole, trimmed = view_of(sequences), view_of(sequences)
     trimmed.trim(trim)
+    assert trimmed.start <= trim
     position = max(after, trimmed.start)
     assert trimmed.take(position, 5, 45, 3000) == whole.take(position, 5, 45, 3000)

@@ -33,8 +33,8 @@ def tool(name: str) -> str:
         pytest.skip(f"{name} is not on PATH and there is no Go toolchain to build it with")
     module, version, package = GO_PACKAGES[name]
     BUILT.mkdir(parents=True, exist_ok=True)
-    # A module of our own that requires it, rather than `go install`: that one asks the proxy for the
-    # list of versions, too, which not every proxy has.
+    # A module of our own that requires it, rather than `go install`: that one asks the proxy for
+    # the list of versions, too, which not every proxy has.
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "go.mod").write_text(f"module tools\n\nrequire {module} {version}\n")
         built = subprocess.run(

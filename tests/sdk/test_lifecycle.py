@@ -101,6 +101,78 @@ def test_a_body_that_fails_ends_with_status_1_and_is_logged() -> None:
         assert "on purpose" in errors
 
 
+STARTING = """
+print("starting", flush=True)
+while not life.stopping:
+    await asyncio.sleep(0.01)
+"""
+
+
+def test_a_stop_during_the_start_ends_a_subscriber_that_is_made_later() -> None:
+    body = (
+        STARTING
+        + """
+async with life.subscriber(["a.>"]) as events:
+    life.serving()
+    async for event in events:
+        pass
+early = life.subscriber(["a.>"])
+await asyncio.sleep(0.1)
+async with early as events:
+    async for event in events:
+        pass
+"""
+    )
+    with service(body) as process:
+        until_it_says(process, "starting")
+        process.terminate()
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 0, errors
+
+
+def test_who_was_asked_to_stop_while_starting_never_calls_itself_ready() -> None:
+    body = STARTING + "\nlife.serving()\nprint(life.health.status('readiness'), flush=True)"
+    with service(body) as process:
+        until_it_says(process, "starting")
+        process.terminate()
+        output, _ = process.communicate(timeout=20)
+        assert (process.returncode, output.split()) == (0, ["2"])
+
+
+def test_a_thread_that_does_not_end_does_not_hold_up_a_drain_for_ever() -> None:
+    body = WAITING + "\nawait asyncio.to_thread(time.sleep, 30)"
+    with service(body, AITHER_DRAIN_TIMEOUT_S="0.3") as process:
+        until_it_says(process, "serving")
+        begin_s = time.monotonic()
+        process.terminate()
+        _, errors = process.communicate(timeout=25)
+        assert process.returncode == 3
+        assert time.monotonic() - begin_s < 10
+        assert "service.exit_at_once" in errors
+
+
+def test_a_collector_that_is_away_does_not_hold_up_the_end() -> None:
+    with service(WAITING, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9") as process:
+        until_it_says(process, "serving")
+        begin_s = time.monotonic()
+        process.terminate()
+        process.communicate(timeout=25)
+        assert process.returncode == 0
+        assert time.monotonic() - begin_s < 4.5
+
+
+@pytest.mark.parametrize(("began", "status"), [("", 2), ("life.serving()\n", 1)])
+def test_an_error_of_aither_is_one_of_the_start_only_until_it_serves(
+    began: str, status: int
+) -> None:
+    body = f"{began}from aither_sdk.errors import Unavailable\nraise Unavailable('on purpose')"
+    with service(body) as process:
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == status
+        assert ("service.cannot_start" in errors) is (status == 2)
+        assert "on purpose" in errors
+
+
 def test_a_starter_that_is_gone_ends_its_service() -> None:
     reader, writer = os.pipe()
     os.set_inheritable(reader, True)
@@ -121,6 +193,26 @@ def test_a_starter_that_is_gone_ends_its_service() -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_tasks_that_did_not_end_are_named_in_the_farewell() -> None:
+    body = """
+async def say(subject, payload):
+    print(subject, list(getattr(payload, "cancelled_tasks", [])), flush=True)
+
+async def stubborn():
+    await asyncio.sleep(600)
+
+async with life.announcing(say):
+    life.tasks.spawn("stubborn", stubborn)
+    life.serving()
+    await life.until_stop()
+"""
+    with service(body) as process:
+        until_it_says(process, "runtime.probe.started")
+        process.terminate()
+        output, _ = process.communicate(timeout=20)
+        assert "runtime.probe.stopped ['probe:stubborn']" in output
 
 
 def test_a_service_of_seventeen_lines_answers_and_drains(tmp_path: Path) -> None:

@@ -489,6 +489,31 @@ async def test_close_while_blocked_ends_the_loop(flux: FluxStub) -> None:
     assert not [task for task in asyncio.all_tasks() if "subscriber" in task.get_name()]
 
 
+async def test_close_in_the_middle_of_a_message_ends_the_loop_there(flux: FluxStub) -> None:
+    """A drain must not wait for the thousands of events that a message may hold."""
+    flux.scenes.append(scene(flux.started(), events(*range(1, 101)), asyncio.Event()))
+    async with Subscriber(flux.address) as subscriber:
+        seen = []
+        async for event in subscriber:
+            seen.append(event.sequence)
+            if event.sequence == 3:
+                await subscriber.aclose()
+    assert seen == [1, 2, 3]
+    assert subscriber.position == Position("epoch-1", 3)
+    assert subscriber.statistics().handled == 3
+
+
+async def test_close_before_opening_makes_an_iteration_without_events(flux: FluxStub) -> None:
+    await flux.append(made())
+    subscriber = Subscriber(flux.address, start=EARLIEST)
+    await subscriber.aclose()
+    async with subscriber:
+        assert [event.sequence async for event in subscriber] == []
+        with pytest.raises(Unavailable, match="closed"):
+            await subscriber.until_started(timeout_s=10)
+    assert not flux.subscribe_requests
+
+
 async def test_close_while_dialling_in_vain_is_quick() -> None:
     loop = asyncio.get_running_loop()
     async with Subscriber("127.0.0.1:1") as subscriber:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -146,6 +148,30 @@ async def test_a_witness_that_is_killed_comes_back_at_its_address(
         await asyncio.sleep(0.05)
     assert witness.address == address
     assert await check(address, "readiness") == SERVING
+
+
+async def test_a_witness_comes_back_though_there_was_no_process_to_be_had_at_first(
+    service: tuple[Witness, Heart], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    witness, heart = service
+    heart.turn(Phase.SERVING, ready=True)
+    original, refusals = asyncio.create_subprocess_exec, 1
+
+    async def refuse_once(*arguments: Any, **options: Any) -> Any:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return await original(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse_once)
+    assert witness._child is not None
+    os.kill(witness._child.pid, signal.SIGKILL)
+    async with asyncio.timeout(30):
+        while witness.restarts == 0:
+            await asyncio.sleep(0.05)
+    assert refusals == 0
+    assert await check(witness.address, "readiness") == SERVING
 
 
 async def test_a_taken_health_port_is_told_with_its_reason(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1 import flux_service_pb2_grpc
+from aither.flux.v1.event_pb2 import Event
 from aither.runtime.v1 import runtime_events_pb2
 from aither_sdk.channels import open_channel
 from aither_sdk.publisher import Publisher
@@ -217,7 +219,7 @@ async def test_streams_are_told_before_a_drain(tmp_path: Path) -> None:
     with running("flux_svc", tmp_path) as own:
         async with open_channel(own.address) as channel:
             stub = flux_service_pb2_grpc.FluxServiceStub(channel)
-            stream = stub.Subscribe(pb.SubscribeRequest())
+            stream = stub.Subscribe(pb.SubscribeRequest(filters=["walk.>"]))
             messages = aiter(stream)
             assert (await anext(messages)).WhichOneof("control") == "started"
             assert (await anext(messages)).WhichOneof("control") == "caught_up"
@@ -226,3 +228,27 @@ async def test_streams_are_told_before_a_drain(tmp_path: Path) -> None:
             assert kinds[-1] == "closing"
             assert await stream.code() is grpc.StatusCode.OK
         assert status == 0
+
+
+async def test_a_drain_answers_what_a_publish_stream_sent_and_ends_it_at_once(
+    tmp_path: Path,
+) -> None:
+    with running("flux_svc", tmp_path) as own:
+        async with open_channel(own.address) as channel:
+            stub = flux_service_pb2_grpc.FluxServiceStub(channel)
+            stream = stub.PublishStream()
+            for number in range(3):
+                event = Event(id=str(number), source="walker", subject="drain.a")
+                await stream.write(pb.PublishStreamRequest(events=[event]))
+            answers = aiter(stream)
+            assert (await anext(answers)).results[0].sequence > 0
+            begin_s = time.monotonic()
+            status = await asyncio.to_thread(own.terminate)
+            took_s = time.monotonic() - begin_s
+            assert [len((await anext(answers)).results) for _ in range(2)] == [1, 1]
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await anext(answers)
+    assert status == 0
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "draining" in (ended.value.details() or "")
+    assert took_s < 1.5, "an idle publisher must not cost a drain its whole patience"

@@ -1,0 +1,180 @@
+"""Publish streams: their order when something fails in the middle, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aither.flux.v1 import flux_service_pb2 as pb
+from aither_sdk.errors import AitherError, ResourceExhausted, Unavailable
+from flux_svc.frames import event_of
+from flux_svc.logs.base import EventLog
+from flux_svc.logs.memory import MemoryLog
+from flux_svc.logs.sqlite import SqliteLog
+from flux_svc.logs.sqlite_writer import GROUP_BYTES
+from flux_svc.publishing import PIPELINED_BATCHES, Publishing
+from flux_svc.validation import EventRules
+from tests.conformance.houses import SqliteHouse
+from tests.conformance.log_house import event
+
+
+def batch(id: str, *, events: int = 1, size: int = 0) -> pb.PublishStreamRequest:
+    made = [event(id=f"{id}.{n}") for n in range(events)]
+    for one in made:
+        one.payload.value = bytes(size)
+    return pb.PublishStreamRequest(events=made)
+
+
+async def sent(*requests: pb.PublishStreamRequest) -> AsyncIterator[pb.PublishStreamRequest]:
+    for request in requests:
+        yield request
+
+
+async def endless(*requests: pb.PublishStreamRequest) -> AsyncIterator[pb.PublishStreamRequest]:
+    """A client that has sent all and stays."""
+    for request in requests:
+        yield request
+    await asyncio.Event().wait()
+
+
+async def failure_of(
+    publishing: Publishing, requests: AsyncIterator[pb.PublishStreamRequest]
+) -> tuple[int, AitherError]:
+    """How many batches were answered, and what ended the stream."""
+    answered = 0
+    async with asyncio.timeout(20), aclosing(publishing.publish_stream(requests)) as answers:
+        try:
+            async for _ in answers:
+                answered += 1
+        except AitherError as error:
+            return answered, error
+    raise AssertionError("it did not fail")
+
+
+async def stored(log: EventLog) -> list[str]:
+    return [event_of(frame).id for frame in (await log.read(0, max_events=4096)).frames]
+
+
+async def test_nothing_behind_a_batch_that_the_disk_refused_is_stored(tmp_path: Path) -> None:
+    """Else its publisher, who begins again with it, would find his events out of order."""
+    log = await SqliteLog.open(tmp_path, max_file_bytes=600 * 1024)
+    publishing = Publishing(log, EventRules(8))
+    large = 5
+
+    async def requests() -> AsyncIterator[pb.PublishStreamRequest]:
+        yield batch("a")
+        while not log.info().last_sequence:
+            await asyncio.sleep(0)
+        yield batch("too-large-for-the-disk", events=large, size=GROUP_BYTES // large - 4096)
+        yield batch("in-a-group-of-its-own", size=100_000)
+        yield batch("small")
+
+    answered, error = await failure_of(publishing, requests())
+    assert (answered, error.reason) == (1, "DISK_FULL")
+    await log.append([event(id="of-another")])
+    assert await stored(log) == ["a.0", "of-another"]
+    assert publishing.statistics.refused_events == large + 2
+    await log.close()
+
+
+async def test_nothing_behind_a_batch_that_found_the_queue_full_is_stored(tmp_path: Path) -> None:
+    house = SqliteHouse(tmp_path)
+    log = await house.open(queue_events=30)
+    publishing = Publishing(log, EventRules(8))
+    stalled = house.stalled()
+    stalled.__enter__()
+
+    async def requests() -> AsyncIterator[pb.PublishStreamRequest]:
+        for number in range(4):
+            yield batch(str(number), events=10)
+        while not publishing.statistics.refused_events:
+            await asyncio.sleep(0)
+        stalled.__exit__(None, None, None)
+        await log.append([event(id="of-another")])  # there is room again
+        yield batch("late")
+
+    answered, error = await failure_of(publishing, requests())
+    assert (answered, error.reason) == (3, "WRITE_QUEUE_FULL")
+    expected = [f"{number}.{n}" for number in range(3) for n in range(10)]
+    assert set(await stored(log)) - {"of-another"} == set(expected)
+    await log.close()
+
+
+async def test_closing_answers_what_was_sent_and_ends_the_stream() -> None:
+    publishing = Publishing(MemoryLog(), EventRules(8))
+    async with aclosing(publishing.publish_stream(endless(batch("a"), batch("b")))) as answers:
+        await anext(answers)
+        await anext(answers)
+        publishing.close()
+        with pytest.raises(Unavailable, match="draining"):
+            await asyncio.wait_for(anext(answers), 10)
+    with pytest.raises(Unavailable, match="draining"):
+        await anext(publishing.publish_stream(sent(batch("c"))))
+
+
+async def test_a_stream_takes_no_more_ahead_than_its_bound() -> None:
+    taken = 0
+
+    async def requests() -> AsyncIterator[pb.PublishStreamRequest]:
+        nonlocal taken
+        for number in range(10 * PIPELINED_BATCHES):
+            taken += 1
+            yield batch(str(number))
+
+    publishing = Publishing(MemoryLog(), EventRules(8))
+    async with aclosing(publishing.publish_stream(requests())) as answers:
+        await anext(answers)
+        for _ in range(20 * PIPELINED_BATCHES):
+            await asyncio.sleep(0)
+        assert taken <= PIPELINED_BATCHES + 2
+        assert len([answer async for answer in answers]) == 10 * PIPELINED_BATCHES - 1
+
+
+async def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(tmp_path: Path) -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+    house = SqliteHouse(tmp_path)
+    log = await house.open(queue_events=30)
+    publishing = Publishing(log, EventRules(8))
+    many = [batch(str(number), events=10) for number in range(3 * PIPELINED_BATCHES)]
+
+    async def follow() -> None:
+        async with aclosing(publishing.publish_stream(sent(*many))) as answers:
+            async for _ in answers:
+                pass
+
+    with house.stalled():
+        following = asyncio.create_task(follow())
+        while not publishing.statistics.refused_events:
+            await asyncio.sleep(0)
+        following.cancel()
+        await asyncio.wait([following])
+    await log.close()
+    while any(task.get_name().startswith("flux:publish") for task in asyncio.all_tasks()):
+        await asyncio.sleep(0)
+    del following
+    gc.collect()
+    assert not complaints
+
+
+@pytest.mark.parametrize("events", [0, 4097])
+async def test_what_is_refused_whole_is_counted(events: int) -> None:
+    publishing = Publishing(MemoryLog(), EventRules(8))
+    answered, _ = await failure_of(publishing, sent(batch("a"), batch("b", events=events)))
+    assert (answered, publishing.statistics.refused_events) == (1, events)
+
+
+async def test_events_that_the_log_refuses_are_counted(tmp_path: Path) -> None:
+    log = await SqliteLog.open(tmp_path, max_file_bytes=200 * 1024)
+    publishing = Publishing(log, EventRules(8))
+    request = pb.PublishRequest(events=batch("a", events=3, size=500_000).events)
+    with pytest.raises(ResourceExhausted):
+        await publishing.publish(request)
+    assert publishing.statistics.refused_events == 3
+    await log.close()
