@@ -30,6 +30,9 @@ _HEAD_START_S = 1.0
 """What each service gets at most to drain before the one it stands on is asked to."""
 _TRIM_EVERY_S = 30.0
 _LOG_LINES = 8
+ONE_REQUEST_S = 0.2
+"""Signals so near together are one request: `timeout` and some shells and runners signal the child
+and then its whole group. A person takes longer to press Ctrl-C again."""
 _AT_ONCE = 130
 
 
@@ -206,9 +209,13 @@ async def _run(plan: HousePlan) -> None:
         with suppress(RuntimeError):  # the loop is closed: it is stopping for another reason
             loop.call_soon_threadsafe(house.stop)
 
+    asked_s = float("inf")
+
     def signalled() -> None:
-        if house.stopping:
+        nonlocal asked_s
+        if loop.time() - asked_s > ONE_REQUEST_S:
             house.stop_at_once()
+        asked_s = min(asked_s, loop.time())
         house.stop()
 
     teller = Teller(sys.stdout, nobody_reads)

@@ -94,9 +94,11 @@ def _payload(event: Event) -> str:
     return shown if name.startswith("google.protobuf.") else f"{name.rpartition('.')[2]} {shown}"
 
 
-def _target_changed(change: Any, _event: Event) -> Line:
+def _target_changed(change: Any, _event: Event) -> Line | None:
     after = plain_name(target_pb2.TargetState, change.to_state)
     before = plain_name(target_pb2.TargetState, change.from_state)
+    if (before, after) == ("UNREACHABLE", "UNKNOWN"):
+        return None  # its root cause went by, which is told; what it comes to is told next
     told = f"{change.name} is {after}"
     if before not in ("UNKNOWN", "UNSPECIFIED"):
         lasted = f" for {seconds(change.previous_duration)}" if change.previous_duration else ""
@@ -109,8 +111,11 @@ def _target_changed(change: Any, _event: Event) -> Line:
 
 
 def _why(result: target_pb2.CheckResult) -> str:
+    """In the words of the check; "internal" says that Pulse, not the target, is to blame."""
     failure = plain_name(target_pb2.CheckFailure, result.failure).lower().replace("_", " ")
-    return f"{failure}, {result.message}" if result.message else failure
+    if result.failure == target_pb2.CHECK_FAILURE_INTERNAL:
+        return f"could not be checked, {result.message}"
+    return result.message or failure
 
 
 def _fleet_changed(change: Any, _event: Event) -> Line:
@@ -171,12 +176,14 @@ def _loop_refused(news: Any, _event: Event) -> Line:
     return Line("flux", f"feedback loop: {told}{chain}", bad=True)
 
 
-def _decision(news: Any, _event: Event) -> Line:
+def _decision(news: Any, _event: Event) -> Line | None:
     by = plain_name(decision_pb2.Decider, news.decider).lower()
     if news.HasField("action"):
         return Line("genesis", f"{news.agent} decided {news.action.action_id} ({by})")
     block = decision_pb2.GATE_VERDICT_BLOCK
     step = next((s for s in news.gates if s.verdict == block), None)
+    if step is not None and step.gate in _ORDINARY_GATES:
+        return None
     why = f" by {step.gate}: {step.reason}" if step else ""
     return Line("genesis", f"{news.agent} was held back{why}")
 
@@ -216,7 +223,10 @@ def _anomaly(news: Any, _event: Event) -> Line:
     return Line("sense", f"{told} (score {news.score:.1f})", bad=True)
 
 
-_SENTENCES: dict[type[Message], Callable[[Any, Event], Line]] = {
+_ORDINARY_GATES = ("idle", "rate_limit")
+"""They hold every agent back between two of its decisions."""
+
+_SENTENCES: dict[type[Message], Callable[[Any, Event], Line | None]] = {
     pulse_events_pb2.TargetChanged: _target_changed,
     pulse_events_pb2.FleetChanged: _fleet_changed,
     runtime_events_pb2.ServiceStarted: _started,

@@ -133,8 +133,11 @@ class Child:
             return []  # told when it was given up
         how = how_it_ended(exit_code)
         if self.state is State.STOPPING:
+            killed = self._kill_at_s is None  # by us, which is told
             self._turn(State.STOPPED, now_s)
-            return [] if exit_code == 0 else [Report(f"did not drain in order: {how}", bad=True)]
+            if killed or exit_code == 0:
+                return []
+            return [Report(f"did not drain in order: {how}", bad=True)]
         if not self._was_ready:
             self._turn(State.FAILED, now_s)
             return [Report(f"cannot start: {how}", bad=True, with_log=True)]

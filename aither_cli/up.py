@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -69,6 +70,10 @@ def up(
     places = [place_of(name, settings) for name in names]
     # A service that is too slow says itself what kept it, before the parent loses its patience.
     overrides["drain_timeout_s"] = min(settings.drain_timeout_s, CHILD_DRAIN_S)
+    if only is not None:
+        # What nobody starts is not down. Flux is missed even so: without it Pulse is dumb.
+        services = [name for name in settings.pulse.services if name in ("flux", *names)]
+        overrides["pulse"] = {**overrides.get("pulse", {}), "services": services}
     folder = settings.data_dir.absolute()
     with held(folder):
         check_ports(places)
@@ -131,7 +136,8 @@ def _environment(config: Path | None, overrides: Mapping[str, Any]) -> dict[str,
     for key, value in overrides.items():
         if isinstance(value, Mapping):
             for name, inner in value.items():
-                environment[f"AITHER_{key}__{name}".upper()] = str(inner)
+                told = json.dumps(inner) if isinstance(inner, list) else str(inner)
+                environment[f"AITHER_{key}__{name}".upper()] = told
         else:
             environment[f"AITHER_{key}".upper()] = str(value)
     environment["PYTHONUNBUFFERED"] = "1"

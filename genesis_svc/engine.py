@@ -17,7 +17,7 @@ from aither_sdk.errors import AitherError, DeadlineExceeded, FailedPrecondition,
 from aither_sdk.events import new_event
 from aither_sdk.lifecycle import Life
 from aither_sdk.publisher import Publisher
-from aither_sdk.subscriber import LAST_PER_SUBJECT, Start, Subscriber, SubscriberState
+from aither_sdk.subscriber import EARLIEST, Start, Subscriber, SubscriberState
 from aither_sdk.tasks import BoundedTasks
 from genesis_svc.config import Config
 from genesis_svc.neurons import Neurons
@@ -127,7 +127,7 @@ class Engine:
                 _log.warning("genesis.log_replaced", open_tasks=len(tick.world.tasks))
                 self._events = None
                 tick.log_replaced()
-                start = LAST_PER_SUBJECT
+                start = EARLIEST
 
     async def _fold(self, tick: Tick, worker: Worker, start: Start) -> None:
         world = tick.world
@@ -220,11 +220,13 @@ class Engine:
             )
 
     async def _fire(self) -> None:
-        """Fires neurons, for ever."""
+        """Fires neurons, for ever. What nobody can hear is missed, and counted: after an outage of
+        Flux nobody wants an hour of old firings."""
         await self._claimed.wait()
         neurons = Neurons(self._config.neurons, self._clock.monotonic())
         while (due := neurons.next_at) is not None:
             await asyncio.sleep(max(0.0, due - self._clock.monotonic()))
+            await self._live.wait()
             fired = neurons.fire(self._clock.monotonic())
             self._say([Outgoing(f"genesis.neuron.{told.neuron}.fired", told) for told in fired])
 

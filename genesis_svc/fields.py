@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from aither_sdk.errors import Fault
+from aither_sdk.fault_words import no_such_key, shown
+from aither_sdk.spans import SECOND, parse_span, spell_span
 from aither_sdk.yaml_file import YamlFile
 
 NAME = re.compile(r"[a-z0-9-]{1,63}")
 ACTION_ID = re.compile(r"[a-z0-9_-]{1,63}")
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Fields:
@@ -27,7 +25,7 @@ class Fields:
         self.ok = isinstance(data, dict)
         self._data: dict[Any, Any] = data if isinstance(data, dict) else {}
         if not self.ok:
-            self.fault((), f"{_shown(data)} is not a mapping; write `key: value` lines")
+            self.fault((), f"{shown(data)} is not a mapping; write `key: value` lines")
 
     def fault(self, key: Sequence[str | int], message: str) -> None:
         self.faults.append(self.file.fault((*self.at, *key), message))
@@ -35,11 +33,8 @@ class Fields:
     def only(self, known: Collection[str]) -> None:
         """Every other key is a fault."""
         for key in self._data:
-            if key in known:
-                continue
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f'did you mean "{close[0]}"?' if close else f"use one of {', '.join(known)}"
-            self.fault((str(key),), f"no such key; {hint}")
+            if key not in known:
+                self.fault((str(key),), no_such_key(key, known))
 
     def has(self, key: str) -> bool:
         return self._data.get(key) is not None
@@ -107,11 +102,10 @@ class Fields:
         value = self._data.get(key)
         if value is None and default is not None:
             return default
-        want = f"a span such as 30s, {spell(least)}..{spell(most)}"
-        found = _DURATION.fullmatch(value) if isinstance(value, str) and len(value) < 32 else None
-        span_s = float(found[1]) * _UNITS_S[found[2]] if found else -1.0
-        if least <= span_s <= most:
-            return span_s
+        want = f"a span such as 30s, {_spelled(least)}..{_spelled(most)}"
+        span_ns = parse_span(value) if isinstance(value, str) else None
+        if span_ns is not None and least <= span_ns / SECOND <= most:
+            return span_ns / SECOND
         self.fault((key,), f"missing; give {want}" if value is None else _wrong(value, want))
         return least if default is None else default
 
@@ -135,20 +129,9 @@ class Fields:
         return [item for item in items if item.ok]
 
 
-def spell(span_s: float) -> str:
-    """Seconds as people write them in these files."""
-    for unit in ("d", "h", "m", "s"):
-        if span_s >= _UNITS_S[unit] and span_s % _UNITS_S[unit] == 0:
-            return f"{span_s / _UNITS_S[unit]:g}{unit}"
-    return f"{span_s * 1000:g}ms"
+def _spelled(span_s: float) -> str:
+    return spell_span(round(span_s * SECOND))
 
 
 def _wrong(value: object, want: str) -> str:
-    return f"{_shown(value)} is not {want}"
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "nothing"
-    text = f'"{value}"' if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return f"{shown(value)} is not {want}"

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from aither.genesis.v1 import genesis_events_pb2
 from aither_sdk.clock import Clock
 from aither_sdk.lifecycle import Life
-from aither_sdk.subscriber import LAST_PER_SUBJECT, Start, SubscriberState, after
+from aither_sdk.subscriber import EARLIEST, LAST_PER_SUBJECT, Start, SubscriberState, after
 from genesis_svc.config import Config
 from genesis_svc.routines import Routines
 from genesis_svc.snapshot import planned, restore
@@ -83,11 +83,11 @@ def begin(
     clock: Clock,
 ) -> Beginning:
     """The world as of the snapshot, and how to go on. Without a snapshot Genesis never ran on this
-    log: then the newest event of each subject is all there is to know."""
+    log: then all of it is read, once, for every command in it waits for its answer."""
     world = World({spec.id: spec.enabled for spec in config.agents})
     now = datetime.fromtimestamp(clock.time_ns() / 1e9, UTC)
     if snapshot is None:
-        return Beginning(world, Routines(config.routines, {}, now), 1, LAST_PER_SUBJECT)
+        return Beginning(world, Routines(config.routines, {}, now), 1, EARLIEST)
     restore(snapshot, world)
     routines = Routines(config.routines, planned(snapshot), now)
     start = after(snapshot.world_sequence, log_epoch)

@@ -3,7 +3,7 @@ what comes back stands where the world would stand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -15,8 +15,9 @@ from genesis_svc.routines import RoutineState
 from genesis_svc.values import UNKNOWN, Agent, Task
 from genesis_svc.world import World
 
-MAX_ACTION_BYTES = 512 * 1024
-"""Room for the actions of open tasks; an event has 1 MiB. The oldest tasks are served first."""
+MAX_BYTES = 1_000_000
+"""Of the whole; an event has 1 MiB. Actions of open tasks get what the rest, which is bounded by
+the bounds of the world, leaves of it; the oldest tasks are served first."""
 
 
 def take(
@@ -29,7 +30,7 @@ def take(
         world_sequence=world.sequence,
         agents=(agent_state(world.agents[key], world.tasks) for key in sorted(world.agents)),
         pain_level=world.pain,
-        tasks=_task_views(world.tasks.values()),
+        tasks=(_task_view(task) for task in world.tasks.values()),
         taken_time=stamp(now_ns),
     )
     for name in sorted(world.targets):
@@ -42,6 +43,7 @@ def take(
         view.next_time.FromDatetime(state.planned)
         if state.last is not None:
             view.last_time.FromDatetime(state.last)
+    _add_actions(snapshot, world.tasks)
     return snapshot
 
 
@@ -106,23 +108,27 @@ def stamp(ns: int) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=nanos)
 
 
-def _task_views(tasks: Iterable[Task]) -> Iterable[genesis_events_pb2.TaskView]:
-    room = MAX_ACTION_BYTES
-    for task in tasks:
-        view = genesis_events_pb2.TaskView(
-            task_id=task.id,
-            kind=task.kind,
-            agent=task.agent,
-            state=task.state,
-            requested_time=stamp(task.requested_ns),
-            attempt=task.attempt,
-            effort=task.effort,
-        )
-        size = 0 if task.action is None else task.action.ByteSize()
-        if task.action is not None and size <= room:
+def _task_view(task: Task) -> genesis_events_pb2.TaskView:
+    return genesis_events_pb2.TaskView(
+        task_id=task.id,
+        kind=task.kind,
+        agent=task.agent,
+        state=task.state,
+        requested_time=stamp(task.requested_ns),
+        attempt=task.attempt,
+        effort=task.effort,
+    )
+
+
+def _add_actions(snapshot: genesis_events_pb2.GenesisSnapshot, tasks: Mapping[str, Task]) -> None:
+    room = MAX_BYTES - snapshot.ByteSize()
+    for view in snapshot.tasks:
+        action = tasks[view.task_id].action
+        # A few bytes each say how long the view and its action are.
+        size = 0 if action is None else action.ByteSize() + 8
+        if action is not None and size <= room:
             room -= size
-            view.action.CopyFrom(task.action)
-        yield view
+            view.action.CopyFrom(action)
 
 
 def _task(view: genesis_events_pb2.TaskView, epoch: int) -> Task:

@@ -61,15 +61,19 @@ class Tick:
         self._seed = seed
         self._in_pain = False
         self._stream_up_at = clock.monotonic()
-        self._minds = {spec.id: self._mind(spec) for spec in agents}
+        self._minds: dict[str, _Mind] = {}
+        """By agent. Filled by the first tick, when the world is whole."""
         self._snapshot_of: tuple[int, int] | None = None
         self._ended_before = world.tasks_ended
+        self._claim = self._snapshot_now()
 
     def run(self, beat: Beat) -> list[Outgoing]:
         """One tick. `beat` says how late it is, and how many before it were left out."""
         began = self._clock.monotonic()
         self.number += 1
         self.ticks_skipped += beat.skipped
+        if not self._minds:
+            self._minds = {key: self._mind(spec) for key, spec in self._agents.items()}
         self.underway.settle(self.world.sequence)
         self._in_pain = gates.in_pain(self.world.pain, self._in_pain)
         out: list[Outgoing] = []
@@ -83,8 +87,12 @@ class Tick:
         return out
 
     def claim(self) -> Outgoing:
-        """The snapshot that makes the epoch known before anything is done in its name."""
-        return self._snapshot_now()
+        """The snapshot that makes the epoch known before anything is done in its name.
+
+        It is of the world as it began, before the stream was followed: whoever recovers from it
+        meets again every command that has not been answered yet.
+        """
+        return self._claim
 
     def stream_up(self) -> None:
         """The stream came up: what happened meanwhile is still to be read."""
@@ -94,6 +102,7 @@ class Tick:
         """The log is another one; nothing that was said is in it."""
         self.world.log_replaced()
         self.underway.clear()
+        self._claim = self._snapshot_now()
 
     def agent_states(self) -> list[Outgoing]:
         """`genesis.agent.<id>` of every agent that changed since this was asked."""
@@ -264,11 +273,12 @@ class Tick:
             self._routines.skip(run, wall)
 
     def _snapshot(self, out: list[Outgoing]) -> None:
-        if self._snapshot_of != (self.world.revision, self._routines.revision):
+        revision = (self.world.revision, self._routines.revision)
+        if self._snapshot_of != revision:
+            self._snapshot_of = revision
             out.append(self._snapshot_now())
 
     def _snapshot_now(self) -> Outgoing:
-        self._snapshot_of = (self.world.revision, self._routines.revision)
         told = snapshot.take(
             self.world,
             self._routines.states,

@@ -39,7 +39,9 @@ FILTERS = (
 """All the world is folded from. Genesis's own ticks, snapshots, agent states and neurons are left
 out, for they follow from the world and would only come round as an echo."""
 
-MAX_TARGETS = 5_000
+MAX_TARGETS = 2_000
+MAX_NAME_BYTES = 64
+"""Of targets, tasks and their kinds: what an event about one with a longer name says is ignored."""
 MAX_OPEN_TASKS = 2_000
 MAX_ENDED_TASKS = 10_000
 MAX_COMMANDS = 1_000
@@ -178,7 +180,7 @@ class World:
 
     def _target_changed(self, event: event_pb2.Event) -> None:
         told = self._payload(event, pulse_events_pb2.TargetChanged)
-        if told is not None and told.name:
+        if told is not None and told.name and self._fits(told.name):
             self.put_target(told.name, told.to_state, event.sequence)
 
     def _fleet_changed(self, event: event_pb2.Event) -> None:
@@ -192,7 +194,8 @@ class World:
         if told is None:
             return
         for name in told.down:
-            self.put_target(name, DOWN, event.sequence)
+            if self._fits(name):
+                self.put_target(name, DOWN, event.sequence)
         if told.targets_down == len(told.down) != len(self._down):
             for name in self._down.keys() - set(told.down):
                 self.put_target(name, UNKNOWN, event.sequence)
@@ -216,6 +219,9 @@ class World:
         told = self._payload(event, task_pb2.TaskRequested)
         if told is None or not told.task_id or told.task_id in self.ended:
             return
+        kind = event.subject.split(".")[2]
+        if not all(map(self._fits, (told.task_id, told.agent, kind))):
+            return
         known = self.tasks.get(told.task_id)
         at_ns = recorded_ns(event)
         if known is None:
@@ -223,7 +229,7 @@ class World:
             self.put_task(
                 Task(
                     id=told.task_id,
-                    kind=event.subject.split(".")[2],
+                    kind=kind,
                     agent=told.agent,
                     state=REQUESTED,
                     requested_ns=at_ns,
@@ -301,6 +307,12 @@ class World:
             return message
         self.ignored_events += 1
         return None
+
+    def _fits(self, name: str) -> bool:
+        """Whether it is short enough to keep; what is not is counted."""
+        fits = len(name.encode()) <= MAX_NAME_BYTES
+        self.ignored_events += not fits
+        return fits
 
     def _moved(self, task: Task, state: task_pb2.TaskState.ValueType, at_ns: int) -> None:
         task.state, task.changed_ns = state, at_ns

@@ -18,6 +18,9 @@ from pulse_svc.verdict import DOWN, UNREACHABLE, State, Told, Verdict, judged, t
 from pulse_svc.watchers import Watchers
 
 _NEW, _UNTOLD = Verdict(), Told()
+SETTLE_S = 5.0
+"""A target whose root cause is over is not called DOWN before this: clients dial again with a
+backoff (those of the SDK within 2 s), and only then can it be well."""
 
 
 @dataclass(slots=True)
@@ -31,6 +34,8 @@ class _Entry:
     verdict: Verdict = _NEW
     told: Told = _UNTOLD
     last_result: CheckResult | None = None
+    settled_s: float = float("-inf")
+    """Its root cause went by so recently that it is not DOWN before this."""
 
 
 class Board:
@@ -161,7 +166,7 @@ class Board:
         if before.state == UNREACHABLE and now.state == DOWN:
             # What it depends on is back. Its own bad results are from before that and prove
             # nothing: it is judged anew, instead of one alarm for everything above.
-            entry.verdict = _NEW
+            entry.verdict, entry.settled_s = _NEW, self._clock.monotonic() + SETTLE_S
             now = self._told(entry)
         if now == before:
             return False
@@ -179,7 +184,8 @@ class Board:
             other = self._entries.get(name)
             return None if other is None else other.told
 
-        return told(entry.verdict.state, entry.target.depends_on, of)
+        settling = self._clock.monotonic() < entry.settled_s
+        return told(entry.verdict.state, entry.target.depends_on, of, settling=settling)
 
     def _change(self, entry: _Entry, before: Told, result: CheckResult | None) -> TargetChanged:
         lasted_s = self._clock.monotonic() - entry.since_s

@@ -6,8 +6,9 @@ from __future__ import annotations
 from aither.pulse.v1.target_pb2 import Check, GrpcCheck, Target
 from aither_sdk.addresses import join_address
 from aither_sdk.settings import Settings
+from aither_sdk.spans import MS
 from pulse_svc.fleet import filled
-from pulse_svc.spans import MS, duration_of
+from pulse_svc.spans import duration_of
 
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}
 """Where a service that listens everywhere is found from its own machine."""
@@ -15,8 +16,8 @@ _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}
 
 def default_fleet(settings: Settings) -> tuple[Target, ...]:
     """Flux by its data port; Pulse and Genesis by their witnesses, for Pulse must not call itself
-    and Genesis has no data port. Services whose port is any free one cannot be named in advance and
-    are left out."""
+    and Genesis has no data port. Services that `pulse.services` leaves out, or whose port is any
+    free one and cannot be named in advance, are not in it."""
     pulse_host = _ANY_HOST.get(settings.pulse.bind, settings.pulse.bind)
     flux_address = settings.flux.address or ""
     targets = []
@@ -28,6 +29,7 @@ def default_fleet(settings: Settings) -> tuple[Target, ...]:
     if settings.genesis.health_port:
         address = join_address("127.0.0.1", settings.genesis.health_port)
         targets.append(_service("genesis", 2, address, "flux"))
+    targets = [target for target in targets if target.name in settings.pulse.services]
     known = {target.name for target in targets}
     for target in targets:
         if not known.issuperset(target.depends_on):

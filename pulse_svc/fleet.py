@@ -22,7 +22,8 @@ from aither.pulse.v1.target_pb2 import (
 )
 from aither_sdk.addresses import split_address
 from aither_sdk.errors import InvalidArgument
-from pulse_svc.spans import HOUR, MS, SECOND, duration_of, spell_span, to_ns
+from aither_sdk.spans import DAY, HOUR, MS, SECOND, spell_span
+from pulse_svc.spans import duration_of, to_ns
 
 MAX_TARGETS = 1_000
 """In the whole fleet. At one check a second each that is about what one loop can ask."""
@@ -31,7 +32,7 @@ MAX_MESSAGE_BYTES = 512
 
 _MIN_INTERVAL, _MAX_INTERVAL = 100 * MS, HOUR
 _MIN_TIMEOUT = 10 * MS
-_MIN_GRACE, _MAX_GRACE = 100 * MS, 24 * HOUR
+_MIN_GRACE, _MAX_GRACE = 100 * MS, DAY
 _DEFAULT_INTERVAL = SECOND
 _MAX_DEFAULT_TIMEOUT = 10 * SECOND
 _DEFAULT_THRESHOLD = 2

@@ -6,7 +6,6 @@ flat, `check: {kind: http, url: ...}`, and spans as text (`grace_duration` is ca
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ from google.protobuf.message import Message
 
 from aither.pulse.v1.target_pb2 import Check, Target
 from aither_sdk.errors import ConfigError, Fault
+from aither_sdk.fault_words import no_such_key, shown
+from aither_sdk.spans import parse_span
 from aither_sdk.yaml_file import YamlFile, load_yaml
 from pulse_svc.fleet import Key, Violation, filled, fleet_violations, kinds, target_violations
-from pulse_svc.spans import duration_of, parse_span
+from pulse_svc.spans import duration_of
 
 _MAX_FAULTS = 100
 """Told of one file: whoever wrote more of them has another problem than the hundred-and-first."""
@@ -59,13 +60,13 @@ def _items(file: YamlFile, faults: list[Fault]) -> list[Any]:
         faults.append(file.fault((), "empty; begin with `targets:` and one `- name: ...` or more"))
         return []
     if not isinstance(file.data, dict):
-        faults.append(file.fault((), f"{_shown(file.data)} is no mapping; begin with `targets:`"))
+        faults.append(file.fault((), f"{shown(file.data)} is no mapping; begin with `targets:`"))
         return []
     unknown = (key for key in file.data if key != "targets")
-    faults += [file.fault((str(key),), _no_such_key(key, ("targets",))) for key in unknown]
+    faults += [file.fault((str(key),), no_such_key(key, ("targets",))) for key in unknown]
     items = file.data.get("targets")
     if not isinstance(items, list):
-        what = "missing" if "targets" not in file.data else f"{_shown(items)} is not a list"
+        what = "missing" if "targets" not in file.data else f"{shown(items)} is not a list"
         faults.append(file.fault(("targets",), f"{what}; write one `- name: ...` or more"))
         return []
     return items
@@ -84,7 +85,7 @@ class _TargetReader:
             self._read(self.target, item, ())
             self.faults += self.faults_of(target_violations(self.target))
         else:
-            self._fault((), f"{_shown(item)} is not a mapping; write `key: value` lines")
+            self._fault((), f"{shown(item)} is not a mapping; write `key: value` lines")
 
     def faults_of(self, violations: Collection[Violation]) -> list[Fault]:
         """Violations as faults of the file; what follows from a fault told already is left out."""
@@ -107,7 +108,7 @@ class _TargetReader:
                 continue
             if key not in fields:
                 known = [*(["kind"] if kind else []), *fields]
-                self._fault((*at, str(key)), _no_such_key(key, known))
+                self._fault((*at, str(key)), no_such_key(key, known))
             elif value is not None:
                 self._read_field(into, fields[key], value, (*at, key))
 
@@ -129,11 +130,11 @@ class _TargetReader:
 
     def _read_check(self, into: Check, value: Any, at: Key) -> None:
         if not isinstance(value, dict):
-            self._fault(at, f"{_shown(value)} is not a mapping; write {{kind: tcp, address: ...}}")
+            self._fault(at, f"{shown(value)} is not a mapping; write {{kind: tcp, address: ...}}")
             return
         kind = value.get("kind")
         if kind not in kinds():
-            given = "missing" if kind is None else f"{_shown(kind)} is not a kind of check"
+            given = "missing" if kind is None else f"{shown(kind)} is not a kind of check"
             key = at if "kind" not in value else (*at, "kind")
             self._fault(key, f"{given}; use one of {', '.join(kinds())}")
             return
@@ -143,7 +144,7 @@ class _TargetReader:
 
     def _read_list(self, into: Any, field: FieldDescriptor, value: Any, at: Key) -> None:
         if not isinstance(value, list):
-            self._fault(at, f"{_shown(value)} is not a list; put it in [ ]")
+            self._fault(at, f"{shown(value)} is not a list; put it in [ ]")
             return
         good = [self._is_good(field, item, (*at, i)) for i, item in enumerate(value)]
         if all(good):
@@ -151,19 +152,19 @@ class _TargetReader:
 
     def _read_labels(self, into: Any, value: Any, at: Key) -> None:
         if not isinstance(value, dict):
-            self._fault(at, f"{_shown(value)} is not a mapping; write `key: value` lines")
+            self._fault(at, f"{shown(value)} is not a mapping; write `key: value` lines")
             return
         for key, text in value.items():
             if _is_text(key) and _is_text(text):
                 into[key] = text
             else:
-                told = f"{_shown(text)} is not text; put key and value in quotes"
+                told = f"{shown(text)} is not text; put key and value in quotes"
                 self._fault((*at, str(key)), told)
 
     def _read_span(self, into: Duration, value: Any, at: Key) -> None:
         span = parse_span(value) if isinstance(value, str) else None
         if span is None:
-            told = f"{_shown(value)} is not a span of time; write it like 800ms, 1s, 1.5s, 2m"
+            told = f"{shown(value)} is not a span of time; write it like 800ms, 1s, 1.5s, 2m"
             self._fault(at, told)
             return
         into.CopyFrom(duration_of(span))
@@ -173,14 +174,14 @@ class _TargetReader:
         if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
             if _is_text(value):
                 return True
-            self._fault(at, f"{_shown(value)} is not text; put it in quotes")
+            self._fault(at, f"{shown(value)} is not text; put it in quotes")
             return False
         least, most, good = _INTEGERS[field.cpp_type]
         if field.name in _ZERO_MEANS_UNSET:
             least, good = 1, "a whole number, 1 or more"
         if type(value) is int and least <= value <= most:
             return True
-        self._fault(at, f"{_shown(value)} is not {good}")
+        self._fault(at, f"{shown(value)} is not {good}")
         return False
 
 
@@ -199,12 +200,6 @@ def _file_key(key: Key) -> Key:
     return tuple(_file_name(part) if isinstance(part, str) else part for part in key)
 
 
-def _no_such_key(key: Any, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(str(key), known, n=1)
-    hint = f'did you mean "{close[0]}"?' if close else f"use one of {', '.join(known)}"
-    return f"no such key; {hint}"
-
-
 def _is_text(value: Any) -> bool:
     """Whether protobuf can carry it: YAML can spell half a surrogate pair, UTF-8 cannot."""
     if not isinstance(value, str):
@@ -214,11 +209,3 @@ def _is_text(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    text = f'"{value}"' if isinstance(value, str) else repr(value)
-    text = text.encode(errors="backslashreplace").decode()
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -18,6 +18,9 @@ _FIRST_WITHIN_S = 1.0
 _SUSPECT_PART = 4
 """A suspect is asked again after this part of its interval."""
 
+_MAX_VOID = 100
+"""Due times that hold no longer may lie among those that do; more, and they are cleared out."""
+
 
 def phase(name: str) -> float:
     """Where in its interval a target is asked, 0..1; the same in every run."""
@@ -69,6 +72,11 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    @property
+    def pending(self) -> int:
+        """Due times kept, those that are void included."""
+        return len(self._heap)
 
     def set(self, name: str, interval_s: float, now_s: float) -> None:
         """Adds a target, or begins its grid anew with another interval; a run goes on."""
@@ -158,3 +166,6 @@ class Schedule:
     def _push(self, slot: _Slot) -> None:
         slot.ticket = next(self._tickets)
         heapq.heappush(self._heap, (slot.due_s, slot.ticket, slot.name))
+        if len(self._heap) > 2 * len(self._slots) + _MAX_VOID:
+            self._heap = [(s.due_s, s.ticket, s.name) for s in self._slots.values()]
+            heapq.heapify(self._heap)

@@ -59,11 +59,18 @@ def judged(verdict: Verdict, ok: bool, rise: int, fall: int) -> Verdict:
     return Verdict(state, ok, streak)
 
 
-def told(own: State, depends_on: Iterable[str], of: Callable[[str], Told | None]) -> Told:
+def told(
+    own: State,
+    depends_on: Iterable[str],
+    of: Callable[[str], Told | None],
+    *,
+    settling: bool = False,
+) -> Told:
     """What to tell of a target with this verdict of its own.
 
     DOWN becomes UNREACHABLE while something it depends on is DOWN or UNREACHABLE itself, with the
-    cause at the root of that. `of` gives what is told of a dependency; None: it is not watched.
+    cause at the root of that; and UNKNOWN while it is `settling`, because that is just back. `of`
+    gives what is told of a dependency; None: it is not watched.
     """
     if own != DOWN:
         return Told(own)
@@ -71,4 +78,4 @@ def told(own: State, depends_on: Iterable[str], of: Callable[[str], Told | None]
         dependency = of(name)
         if dependency is not None and dependency.state in (DOWN, UNREACHABLE):
             return Told(UNREACHABLE, dependency.root_cause or name)
-    return Told(DOWN)
+    return Told(UNKNOWN if settling else DOWN)

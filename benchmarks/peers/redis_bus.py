@@ -52,7 +52,8 @@ class RedisBus:
     async def _follow_stream(self, number: int, client: Any, deliver: Deliver) -> None:
         position: Any = "0"
         while True:
-            for _, entries in await client.xread({"bench": position}, count=_READ_COUNT, block=0):
+            answer = await client.xread({"bench": position}, count=_READ_COUNT, block=1000)
+            for _, entries in answer:
                 position = entries[-1][0]
                 deliver(number, [fields[b"b"] for _, fields in entries])
 
@@ -69,7 +70,10 @@ class RedisBus:
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # redis-py may swallow a cancellation that falls between two of its awaits.
+        await asyncio.wait(self._tasks, timeout=2)
+        for task in self._tasks:
+            task.cancel()
         for client in self._clients:
             await client.aclose()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from aither.pulse.v1.target_pb2 import CheckResult, GrpcCheck
-from aither_sdk.addresses import refuse_own
+from aither_sdk.addresses import refuse_own, split_address
 from aither_sdk.errors import SelfDialError
 from pulse_svc.checks.base import BAD_ANSWER, INTERNAL, NOT_FOUND, REFUSED, TIMEOUT, bad, good
 
@@ -24,6 +25,15 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
 
 _UNNAMED = ("DNS", "name resolution", "resolution failed", "Domain name")
 """How gRPC words that a name has no address; the code is UNAVAILABLE all the same."""
+_NOT_GRPC = ("HTTP/2", "http1.x")
+"""How gRPC words that who listens there speaks something else."""
+_WRAPPING = re.compile(
+    r".*last error: |[A-Z_]+: |(?:ipv4|ipv6|unix|dns):\S+: |Failed to connect to remote host: "
+    r"|recvmsg:"
+)
+"""What gRPC puts before the system's own words, one inside the other."""
+_NO_ANSWER = "no answer in time"
+_CLOSED = ("Socket closed", "Stream removed", "Transport closed")
 
 
 class GrpcHealthCheck:
@@ -82,8 +92,30 @@ class GrpcHealthCheck:
             return bad(BAD_ANSWER, "does not speak grpc.health.v1")
         await self.aclose()
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return bad(TIMEOUT, "no answer in time")
+            return bad(TIMEOUT, _NO_ANSWER)
         if code is grpc.StatusCode.UNAVAILABLE:
-            unnamed = any(word in details for word in _UNNAMED)
-            return bad(NOT_FOUND if unnamed else REFUSED, details.rpartition("last error: ")[2])
+            return self._unavailable(details)
         return bad(BAD_ANSWER, f"{code.name}: {details}")
+
+    def _unavailable(self, details: str) -> CheckResult:
+        if any(word in details for word in _UNNAMED):
+            host, _ = split_address(self._address)
+            return bad(NOT_FOUND, f"{host}: no address is known for this name")
+        if any(word in details for word in _NOT_GRPC):
+            return bad(BAD_ANSWER, "does not speak gRPC")
+        told = in_plain_words(details)
+        if told == _NO_ANSWER:
+            return bad(TIMEOUT, told)
+        return bad(REFUSED, f"{self._address}: {told}")
+
+
+def in_plain_words(details: str) -> str:
+    """What happened, out of what gRPC makes of it, in the system's words where it has any:
+    "Connection refused"."""
+    while (wrapping := _WRAPPING.match(details)) is not None:
+        details = details[wrapping.end() :]
+    if any(word in details for word in _CLOSED):
+        return "connection closed"
+    if "timed out" in details:
+        return _NO_ANSWER
+    return details or "no connection"

@@ -31,6 +31,10 @@ def live(subject: str, payload: Message) -> Line:
     return line
 
 
+def quiet(subject: str, payload: Message) -> bool:
+    return live_line(event_of(subject, payload)) is None
+
+
 def test_a_struct_is_shown_as_what_was_published() -> None:
     line = event_line(event_of("demo.hello", {"a": 1, "b": ["x"]}, "gateway"), UTC)
     head, _, payload = line.partition(" {")
@@ -85,7 +89,7 @@ def test_a_target_that_went_down_says_why_and_how_long_it_was_up() -> None:
     line = live("pulse.target.gateway.changed", change)
     assert line == Line(
         "pulse",
-        "gateway is DOWN, was UP for 3 min 12 s: timeout, no answer in 800 ms",
+        "gateway is DOWN, was UP for 3 min 12 s: no answer in 800 ms",
         bad=True,
     )
 
@@ -111,6 +115,27 @@ def test_an_unreachable_target_names_whom_to_blame() -> None:
     assert "UNREACHABLE" in line.text
     assert "because of database" in line.text
     assert line.bad
+
+
+def test_a_target_that_is_judged_anew_after_its_root_cause_is_told_by_what_it_comes_to() -> None:
+    change = pulse_events_pb2.TargetChanged(
+        name="shop",
+        from_state=target_pb2.TARGET_STATE_UNREACHABLE,
+        to_state=target_pb2.TARGET_STATE_UNKNOWN,
+    )
+    assert quiet("pulse.target.shop.changed", change)
+
+
+def test_a_check_that_pulse_could_not_carry_out_is_not_blamed_on_the_target() -> None:
+    change = pulse_events_pb2.TargetChanged(
+        name="shop",
+        to_state=target_pb2.TARGET_STATE_DOWN,
+        result=target_pb2.CheckResult(
+            failure=target_pb2.CHECK_FAILURE_INTERNAL, message="may not look at it"
+        ),
+    )
+    line = live("pulse.target.shop.changed", change)
+    assert line.text == "shop is DOWN: could not be checked, may not look at it"
 
 
 def test_a_refused_fleet_file_is_bad_news_with_its_faults() -> None:
@@ -151,6 +176,8 @@ def test_a_decision_and_a_block_are_told_apart() -> None:
         ],
     )
     assert "held back by pain: 0.9 is too much" in live("genesis.decision.gardener", held).text
+    held.gates[-1].gate = "rate_limit"
+    assert quiet("genesis.decision.gardener", held), "that is so between any two decisions"
 
 
 def test_the_end_of_a_task_names_its_kind() -> None:

@@ -152,8 +152,14 @@ def test_stop_asks_first_and_kills_at_the_deadline() -> None:
     assert "SIGKILL" in report.text
     assert kill == Kill()
     assert child.passed(15.0) == [], "killed once"
-    assert "killed by SIGKILL" in texts(child.ended(-9, 15.0))
+    assert child.ended(-9, 15.0) == [], "told once"
     assert child.state is State.STOPPED
+
+
+def test_a_child_that_falls_while_it_drains_is_told() -> None:
+    child = ready_child()
+    child.stop(10.0, kill_at_s=14.0)
+    assert texts(child.ended(-9, 11.0)) == "did not drain in order: killed by SIGKILL"
 
 
 def test_a_drain_in_order_is_quiet() -> None:

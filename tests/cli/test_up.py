@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from aither_cli.house import ONE_REQUEST_S
 from tests.cli.aither_process import PATIENCE_S, Aither, aither, fakes
 
 
@@ -61,6 +62,14 @@ async def test_up_starts_all_tells_one_table_and_ctrl_c_drains_in_reverse(
     drained = (tmp_path / "data" / "drained").read_text().split()
     assert drained == ["genesis", "pulse", "flux"]
     assert "here I am" in (tmp_path / "data" / "logs" / "flux.log").read_text()
+
+
+async def test_pulse_is_told_which_services_run_so_that_no_other_is_missed(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    async with aither(*up_arguments(tmp_path, "--only", "flux,pulse"), env=env) as up:
+        environ = Path(f"/proc/{await up.pid_of('pulse')}/environ").read_text().split("\0")
+        assert 'AITHER_PULSE__SERVICES=["flux", "pulse"]' in environ
 
 
 async def test_sigterm_drains_as_ctrl_c_does(tmp_path: Path, env: dict[str, str]) -> None:
@@ -122,6 +131,7 @@ async def test_a_service_that_ignores_sigterm_is_killed_in_time_and_it_is_told(
         assert code == 0
         assert took_s < 5
         assert "did not drain in time; ending it with SIGKILL" in said
+        assert "did not drain in order" not in said, "it is told once"
         await gone(pid)
     drained = (tmp_path / "data" / "drained").read_text().split()
     assert drained == ["genesis", "flux"], "the others drained all the same"
@@ -133,10 +143,22 @@ async def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path, env: dict
         pid = await up.pid_of("flux")
         up.signal(signal.SIGINT)
         await up.until("draining")
+        await asyncio.sleep(2 * ONE_REQUEST_S)  # a shorter pause would be the same Ctrl-C
         code, _, took_s = await stopped(up)
         assert code == 130
         assert took_s < 2
         await gone(pid)
+
+
+async def test_one_ctrl_c_that_arrives_twice_is_one(tmp_path: Path, env: dict[str, str]) -> None:
+    async with aither(*up_arguments(tmp_path, "--only", "flux"), env=env) as up:
+        pid = await up.pid_of("flux")
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            up.signal(number)
+        code, said = await up.end()
+        assert code == 0, said
+        await gone(pid)
+    assert (tmp_path / "data" / "drained").read_text() == "flux\n"
 
 
 async def test_a_service_that_cannot_start_ends_up_with_its_last_words(

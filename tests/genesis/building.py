@@ -120,13 +120,13 @@ class Brain:
             restore(told, self.world)
             kept = planned(told)
             self.epoch = told.epoch + 1
-        for past in self.log:
-            self.world.fold(past)
         now = datetime.fromtimestamp(self.clock.time_ns() / 1e9, UTC)
         routines = Routines(self.routines, kept, now)
         self.tick = Tick(
             self.world, self.agents, routines, self.clock, epoch=self.epoch, seed="seed"
         )
+        for past in self.log:
+            self.world.fold(past)
 
     def last(self, subject: str) -> event_pb2.Event | None:
         return next((e for e in reversed(self.log) if e.subject == subject), None)
@@ -144,6 +144,11 @@ class Brain:
         self.log.append(told)
         self.world.fold(told)
         return told.sequence
+
+    def claim(self) -> None:
+        """As the engine does before the first tick."""
+        told = self.tick.claim()
+        self.append(new_event(told.subject, told.payload, source="genesis", cause=None))
 
     def run(self, *, lose_after: int | None = None) -> list[Outgoing]:
         """One tick; of what it says only the first `lose_after` reach the log."""

@@ -50,6 +50,18 @@ async def test_commands_are_answered_long_before_the_next_tick(folder: Path) -> 
         assert phases[-1].phase == genesis_events_pb2.AGENT_PHASE_DISABLED
 
 
+async def test_every_command_given_before_genesis_first_ran_is_answered(folder: Path) -> None:
+    async with flux(folder) as (bus, _):
+        for subject in ("demo.first", "demo.second"):
+            action = {"kind": "publish", "input": {"subject": subject}}
+            await bus.say("genesis.command.run", {"action": action})
+        async with genesis(bus, folder):
+            events = await bus.until("genesis.command.accepted", times=2)
+    commands = [f"test/{e.id}" for e in events if e.subject == "genesis.command.run"]
+    answers = payloads(events, "genesis.command.accepted", commands_pb2.CommandAccepted)
+    assert [told.command for told in answers] == commands
+
+
 async def test_a_task_cut_off_by_sigkill_ends_exactly_once_after_the_restart(
     folder: Path,
 ) -> None:
@@ -92,6 +104,24 @@ async def test_a_flux_that_lost_its_log_is_followed_into_the_other_one(folder: P
                 told = {e.subject for e in await _after_two_ticks(again, 0)}
                 assert told >= {"genesis.command.accepted", "genesis.snapshot"}
                 assert service.process.returncode is None
+
+
+async def test_what_neurons_had_to_say_while_flux_was_away_is_missed_not_said_late(
+    folder: Path,
+) -> None:
+    neurons = folder / "neurons.yaml"
+    neurons.write_text("neurons: [{name: beat, every: 100ms, jitter: 1ms}]\n")
+    fired = "genesis.neuron.beat.fired"
+    async with flux(folder) as (bus, first):
+        port = int(bus.address.rpartition(":")[2])
+        async with genesis(bus, folder, GENESIS__NEURONS=str(neurons)) as service:
+            await bus.until(fired, times=3)
+            await first.kill(signal.SIGKILL)
+            await service.said("service.fact", fact="flux stream up", holds=False)
+            async with flux(folder, port=port) as (again, _):
+                events = await again.until(fired, times=3)
+    told = payloads(events, fired, genesis_events_pb2.NeuronFired)
+    assert told[-1].missed > 0
 
 
 async def test_sigterm_ends_it_with_status_0_while_a_task_runs(folder: Path) -> None:

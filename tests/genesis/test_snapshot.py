@@ -7,12 +7,14 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aither.genesis.v1 import genesis_events_pb2, task_pb2
+from aither.genesis.v1 import genesis_events_pb2
+from aither_sdk.event_rules import MAX_EVENT_BYTES
 from genesis_svc import snapshot as snapshots
 from genesis_svc.routines import RoutineState
 from genesis_svc.snapshot import planned, restore, take
-from genesis_svc.world import World
-from tests.genesis.building import DOWN, event, publish_action, requested, target_event
+from genesis_svc.values import UNREACHABLE
+from genesis_svc.world import MAX_OPEN_TASKS, MAX_TARGETS, World
+from tests.genesis.building import event, publish_action, requested, target_event
 from tests.genesis.test_world import AGENTS, MEANT, picture
 
 
@@ -78,10 +80,11 @@ def test_routines_come_back_with_their_plan() -> None:
 
 
 def test_actions_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "MAX_ACTION_BYTES", publish_action().ByteSize())
     world = World(AGENTS)
     world.fold(event(1, "genesis.task.publish.requested", requested("first")))
     world.fold(event(2, "genesis.task.publish.requested", requested("second")))
+    whole = take(world, {}, epoch=1, tick=1, now_ns=0).ByteSize()
+    monkeypatch.setattr(snapshots, "MAX_BYTES", whole - 1)
     views = take(world, {}, epoch=1, tick=1, now_ns=0).tasks
     assert [view.HasField("action") for view in views] == [True, False]
 
@@ -94,13 +97,17 @@ def test_states_of_a_later_pulse_do_not_break_a_snapshot() -> None:
     restore(told, World(AGENTS))
 
 
-def test_a_large_fleet_fits_into_one_event() -> None:
-    world = World(AGENTS)
-    for i in range(6_000):
-        world.fold(target_event(i + 1, f"target-{i:0>50}", DOWN))
-    for i in range(2_000):
-        told = requested(str(i))
+def test_a_world_at_its_bounds_fits_into_one_event() -> None:
+    agents = {f"agent-{i:0>57}": True for i in range(1_000)}
+    world = World(agents)
+    for i in range(MAX_TARGETS + 1_000):
+        world.fold(target_event(i + 1, f"target-{i:0>56}", UNREACHABLE))
+    for i, agent in enumerate(2 * list(agents)):
+        told = requested(f"{i:0>36}", agent=agent)
         told.action.CopyFrom(publish_action(payload={"text": "x" * 4_000}))
-        world.fold(event(10_000 + i, "genesis.task.publish.requested", told))
-    assert world.tasks["0"].state == task_pb2.TASK_STATE_REQUESTED
-    assert take(world, {}, epoch=1, tick=1, now_ns=0).ByteSize() < 2**20 - 10_000
+        world.fold(event(10_000 + i, f"genesis.task.{'k' * 63}.requested", told))
+    assert len(world.tasks) == MAX_OPEN_TASKS
+    views = take(world, {}, epoch=1, tick=1, now_ns=0)
+    assert views.ByteSize() < MAX_EVENT_BYTES - 10_000
+    assert views.tasks[0].HasField("action"), "the oldest are served first"
+    assert not views.tasks[-1].HasField("action")

@@ -272,6 +272,20 @@ def test_whatever_tail_a_crash_cuts_off_a_routine_runs_once(
     assert len(ends(b)) == 1
 
 
+def test_a_command_outlives_a_genesis_that_dies_between_its_claim_and_its_first_tick() -> None:
+    b = brain()
+    b.run()
+    b.say("genesis.command.run", struct(agent="herald", action_id="say"), id="c1")
+    for _ in range(3):
+        b.start()
+        b.claim()
+    b.run()
+    b.start()
+    b.run()
+    assert b.subjects("genesis.command.") == ["genesis.command.run", "genesis.command.accepted"]
+    assert b.world.sequence == b.log[-1].sequence
+
+
 def test_a_task_of_an_older_genesis_is_asked_for_again_until_its_tries_are_used_up() -> None:
     b = brain()
     b.run()

@@ -219,6 +219,18 @@ def test_what_the_world_holds_is_bounded() -> None:
     assert world.forgotten == 150
 
 
+def test_names_too_long_to_keep_are_counted_and_ignored() -> None:
+    world = World(AGENTS)
+    long = "x" * (world_module.MAX_NAME_BYTES + 1)
+    world.fold(event(1, "pulse.target.x.changed", changed(long, DOWN)))
+    world.fold(event(2, "pulse.tick", pulse_events_pb2.PulseTick(targets_down=1, down=[long])))
+    world.fold(event(3, "genesis.task.publish.requested", requested(long)))
+    world.fold(event(4, "genesis.task.publish.requested", requested("t", agent=long)))
+    assert not world.targets
+    assert not world.tasks
+    assert world.ignored_events == 4
+
+
 def test_ended_tasks_are_forgotten_in_the_end() -> None:
     world = World(AGENTS)
     for i in range(world_module.MAX_ENDED_TASKS + 10):

@@ -8,6 +8,7 @@ import pytest
 
 from aither.pulse.v1.target_pb2 import Check, TcpCheck
 from aither_sdk.errors import ResourceExhausted, Unavailable
+from pulse_svc.board import SETTLE_S
 from pulse_svc.news import News
 from pulse_svc.verdict import DOWN, UNKNOWN, UNREACHABLE, UP, State
 from pulse_svc.watchers import MAX_WATCHERS, Watchers
@@ -65,10 +66,48 @@ def test_when_the_root_is_back_those_above_are_judged_anew_without_an_alarm_each
     assert kit.board.record("db", GOOD) == ["api"]
     _, changes = kit.news.take()
     assert [(c.name, c.to_state) for c in changes] == [("db", UP), ("api", UNKNOWN)]
-    kit.record("api", BAD)
+
+
+def dead_and_back() -> BoardKit:
+    """A board whose "db" was down, "api" with it, and is up again at this moment."""
+    kit = BoardKit(target("api", rise=1, depends_on=["db"]), target("db", rise=1))
+    kit.record("db", BAD, BAD)
+    kit.record("api", BAD, BAD)
+    kit.board.record("db", GOOD)
+    kit.news.take()
+    return kit
+
+
+def test_a_target_that_needs_a_moment_after_its_root_is_back_is_never_called_down() -> None:
+    kit = dead_and_back()
+    for _ in range(9):
+        kit.clock.advance(SETTLE_S / 10)
+        kit.board.record("api", BAD)
+        assert kit.news.take() == (None, [])
+    kit.board.record("api", GOOD)
+    _, (change,) = kit.news.take()
+    assert (change.from_state, change.to_state) == (UNKNOWN, UP)
+
+
+def test_a_target_that_is_not_well_long_after_its_root_is_back_is_down() -> None:
+    kit = dead_and_back()
+    kit.board.record("api", BAD)
+    kit.board.record("api", BAD)
+    kit.clock.advance(SETTLE_S)
     assert state(kit, "api") == UNKNOWN
-    kit.record("api", BAD)
+    kit.board.record("api", BAD)
     assert state(kit, "api") == DOWN
+
+
+def test_a_root_that_dies_again_at_once_is_to_blame_again() -> None:
+    kit = dead_and_back()
+    kit.board.record("db", BAD)
+    kit.board.record("db", BAD)
+    kit.board.record("api", BAD)
+    kit.board.record("api", BAD)
+    status = kit.board.status("api")
+    assert status is not None
+    assert (status.state, status.root_cause) == (UNREACHABLE, "db")
 
 
 def test_a_target_that_answers_is_up_though_its_dependency_is_down() -> None:

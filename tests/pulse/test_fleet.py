@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from aither.pulse.v1.target_pb2 import Check, HeartbeatCheck, HttpCheck, Target, TcpCheck
 from aither_sdk.errors import ConfigError
 from aither_sdk.settings import load_settings
+from aither_sdk.spans import parse_span, spell_span
 from aither_sdk.yaml_file import parse_yaml
 from pulse_svc.default_fleet import default_fleet
 from pulse_svc.fleet import (
@@ -25,7 +26,7 @@ from pulse_svc.fleet import (
     target_violations,
 )
 from pulse_svc.fleet_file import load_fleet, read_fleet
-from pulse_svc.spans import duration_of, parse_span, spell_span, to_ns
+from pulse_svc.spans import duration_of, to_ns
 
 REPOSITORY = Path(__file__).parents[2]
 PATH = Path("config/fleet.yaml")
@@ -169,7 +170,7 @@ def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
         ("{kind: process, pid: 0}", "check.pid: 0 is not a process id"),
         ('{kind: process, pid: 1, command: "x"}', "check.command: there is `pid` already"),
         ('{kind: process, command: " "}', "check.command: empty"),
-        ("{kind: heartbeat, grace: 1ms}", "check.grace: 1ms; must be 100ms..24h"),
+        ("{kind: heartbeat, grace: 1ms}", "check.grace: 1ms; must be 100ms..1d"),
         ("{kind: heartbeat, grace: 5}", "check.grace: 5 is not a span of time"),
         ("{kind: heartbeat, pid: 5}", "check.pid: no such key"),
         ("tcp", 'check: "tcp" is not a mapping'),
@@ -270,6 +271,14 @@ def test_the_default_fleet_follows_the_port_base(monkeypatch: pytest.MonkeyPatch
     addresses = [target.check.grpc.address for target in targets]
     assert addresses == ["127.0.0.1:9001", "127.0.0.1:9102", "127.0.0.1:9104"]
     assert default_fleet(load_settings(overrides={"port_base": 0})) == ()
+
+
+def test_the_default_fleet_holds_only_services_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("AITHER_PULSE__SERVICES", '["pulse", "genesis"]')
+    targets = default_fleet(load_settings())
+    assert [target.name for target in targets] == ["pulse", "genesis"]
+    assert not any(target.depends_on for target in targets), "what is not watched is not blamed"
 
 
 @given(st.integers(0, 10**15))

@@ -130,6 +130,19 @@ def test_nothing_is_asked_more_often_than_ten_times_a_second() -> None:
     assert min(b - a for a, b in pairwise(starts)) >= SOONEST_S - 1e-9
 
 
+def test_what_is_remembered_does_not_grow_with_how_often_a_target_is_hastened() -> None:
+    schedule = Schedule()
+    schedule.set("slow", 3_600.0, 0.0)
+    schedule.set("quick", 1.0, 0.0)
+    now_s = 2.0
+    for _ in range(5_000):
+        now_s += SOONEST_S + 0.01
+        schedule.hasten("slow", now_s)
+        for run in schedule.start(now_s, 2):
+            schedule.done(run)
+        assert schedule.pending <= 200
+
+
 def test_a_target_that_was_removed_and_came_back_is_not_freed_by_its_former_run() -> None:
     schedule = Schedule()
     schedule.set("a", 0.1, 0.0)

@@ -160,6 +160,7 @@ async def test_flux_away_delays_nothing_and_changes_are_told_when_it_is_back(
             )
             assert isinstance(refused, Unavailable)
             assert refused.retry_after_s == 1.0
+            assert "cannot be reached (Connection refused)" in refused.message
             assert await asyncio.to_thread(it.process.health, "liveness") == "SERVING"
             await it.flux.start()
             await it.until(lambda: it.is_told("tcp-server", DOWN))

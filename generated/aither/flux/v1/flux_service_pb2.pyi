@@ -382,7 +382,9 @@ class SubscribeRequest(_message.Message):
     SLOW_POLICY_FIELD_NUMBER: _builtins.int
     CLIENT_NAME_FIELD_NUMBER: _builtins.int
     after_sequence: _builtins.int
-    """Events with a greater sequence than this: the way to resume. 0 is the same as `earliest`."""
+    """Events with a greater sequence than this: the way to resume. 0 is before
+    the first event of all; what is gone since is told by a `gap`.
+    """
     resume_epoch: _builtins.str
     """The epoch that `after_sequence` belongs to, from an earlier `started`. Unset: not checked. When
     it is not the epoch of the log: FAILED_PRECONDITION with reason EPOCH_MISMATCH.

@@ -30,7 +30,8 @@ class FluxServiceStub:
     of subject filters.
 
     Errors of every RPC carry google.rpc.ErrorInfo with domain "aither"; INVALID_ARGUMENT carries
-    google.rpc.BadRequest naming every violated field; RetryInfo is there when waiting helps.
+    google.rpc.BadRequest naming the violated fields, as many as fit into 3 KB, and how many more there
+    are; RetryInfo is there when waiting helps.
     """
 
     def __init__(self, channel):
@@ -81,7 +82,8 @@ class FluxServiceServicer:
     of subject filters.
 
     Errors of every RPC carry google.rpc.ErrorInfo with domain "aither"; INVALID_ARGUMENT carries
-    google.rpc.BadRequest naming every violated field; RetryInfo is there when waiting helps.
+    google.rpc.BadRequest naming the violated fields, as many as fit into 3 KB, and how many more there
+    are; RetryInfo is there when waiting helps.
     """
 
     def Publish(self, request, context):
@@ -106,6 +108,7 @@ class FluxServiceServicer:
         the others are appended together. The stream ends with OK when the client half-closes and
         everything sent is answered; with UNAVAILABLE when Flux drains or the log fails, and then what
         was not answered may or may not be stored: repeat it with the same ids on another stream.
+        Nothing that was sent after a batch that failed is stored, so a repeat keeps the order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -218,7 +221,8 @@ class FluxService:
     of subject filters.
 
     Errors of every RPC carry google.rpc.ErrorInfo with domain "aither"; INVALID_ARGUMENT carries
-    google.rpc.BadRequest naming every violated field; RetryInfo is there when waiting helps.
+    google.rpc.BadRequest naming the violated fields, as many as fit into 3 KB, and how many more there
+    are; RetryInfo is there when waiting helps.
     """
 
     @staticmethod

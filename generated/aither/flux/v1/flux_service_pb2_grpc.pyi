@@ -17,7 +17,8 @@ class FluxServiceStub:
     of subject filters.
 
     Errors of every RPC carry google.rpc.ErrorInfo with domain "aither"; INVALID_ARGUMENT carries
-    google.rpc.BadRequest naming every violated field; RetryInfo is there when waiting helps.
+    google.rpc.BadRequest naming the violated fields, as many as fit into 3 KB, and how many more there
+    are; RetryInfo is there when waiting helps.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -39,6 +40,7 @@ class FluxServiceStub:
     the others are appended together. The stream ends with OK when the client half-closes and
     everything sent is answered; with UNAVAILABLE when Flux drains or the log fails, and then what
     was not answered may or may not be stored: repeat it with the same ids on another stream.
+    Nothing that was sent after a batch that failed is stored, so a repeat keeps the order.
     """
     Subscribe: _aio.UnaryStreamMultiCallable[_flux_service_pb2.SubscribeRequest, _flux_service_pb2.SubscribeResponse]
     """Follows the log. One request, then a stream without end, so it works from grpcurl.
@@ -81,7 +83,8 @@ class FluxServiceServicer(metaclass=_abc_1.ABCMeta):
     of subject filters.
 
     Errors of every RPC carry google.rpc.ErrorInfo with domain "aither"; INVALID_ARGUMENT carries
-    google.rpc.BadRequest naming every violated field; RetryInfo is there when waiting helps.
+    google.rpc.BadRequest naming the violated fields, as many as fit into 3 KB, and how many more there
+    are; RetryInfo is there when waiting helps.
     """
 
     @_abc_1.abstractmethod
@@ -113,6 +116,7 @@ class FluxServiceServicer(metaclass=_abc_1.ABCMeta):
         the others are appended together. The stream ends with OK when the client half-closes and
         everything sent is answered; with UNAVAILABLE when Flux drains or the log fails, and then what
         was not answered may or may not be stored: repeat it with the same ids on another stream.
+        Nothing that was sent after a batch that failed is stored, so a repeat keeps the order.
         """
 
     @_abc_1.abstractmethod

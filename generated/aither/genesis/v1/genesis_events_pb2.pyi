@@ -379,7 +379,9 @@ class NeuronFired(_message.Message):
     count: _builtins.int
     """How often it fired since Genesis started."""
     missed: _builtins.int
-    """Firings that were left out because Genesis could not keep up, since it started."""
+    """Firings that were left out because Genesis could not keep up or Flux was away, since it
+    started.
+    """
     def __init__(
         self,
         *,

@@ -30,7 +30,7 @@ class _TargetStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TargetSta
     TARGET_STATE_UNSPECIFIED: _TargetState.ValueType  # 0
     """Never sent."""
     TARGET_STATE_UNKNOWN: _TargetState.ValueType  # 1
-    """Not decided: it is new, or Pulse itself lagged."""
+    """Not decided: it is new, Pulse itself lagged, or what it depends on is only just back."""
     TARGET_STATE_UP: _TargetState.ValueType  # 2
     """Well."""
     TARGET_STATE_DOWN: _TargetState.ValueType  # 3
@@ -44,7 +44,7 @@ class TargetState(_TargetState, metaclass=_TargetStateEnumTypeWrapper):
 TARGET_STATE_UNSPECIFIED: TargetState.ValueType  # 0
 """Never sent."""
 TARGET_STATE_UNKNOWN: TargetState.ValueType  # 1
-"""Not decided: it is new, or Pulse itself lagged."""
+"""Not decided: it is new, Pulse itself lagged, or what it depends on is only just back."""
 TARGET_STATE_UP: TargetState.ValueType  # 2
 """Well."""
 TARGET_STATE_DOWN: TargetState.ValueType  # 3
