@@ -1,8 +1,9 @@
-"""Channels out of a service: keepalive that our servers permit, retries by service config."""
+"""Channels out of a service: deadlines, keepalive that our servers permit, and retries."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import grpc
 
@@ -56,11 +57,32 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
+CALL_DEADLINE_S = 10.0
+"""For unary calls whose caller names no deadline: nobody waits for ever for a server that hangs."""
+
+
+class _Deadline(grpc.aio.UnaryUnaryClientInterceptor):
+    """Gives a deadline to unary calls that have none. Streams are meant to last."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+
+    async def intercept_unary_unary(
+        self, continuation: Any, client_call_details: Any, request: Any
+    ) -> Any:
+        if client_call_details.timeout is None:
+            client_call_details = client_call_details._replace(timeout=self._deadline_s)
+        return await continuation(client_call_details, request)
+
+
+def open_channel(address: str, *, deadline_s: float = CALL_DEADLINE_S) -> grpc.aio.Channel:
     """A channel to host:port; connects when first used. The caller closes it.
 
+    Unary calls without a `timeout` of their own end with DEADLINE_EXCEEDED after `deadline_s`.
     Raises InvalidArgument when `address` is not host:port, SelfDialError when it is this process's
     own.
     """
     refuse_own(address)
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    return grpc.aio.insecure_channel(
+        address, options=CHANNEL_OPTIONS, interceptors=[_Deadline(deadline_s)]
+    )
