@@ -38,6 +38,6 @@ def flux_address(flux: str | None, config: Path | None, port_base: int | None) -
     """Where to dial Flux. Raises InvalidArgument for what is not host:port."""
     from aither_sdk.addresses import split_address
 
-    address = flux or settings_of(config, port_base).flux.address or ""
+    address = flux or settings_of(config, port_base).flux.address
     split_address(address, "--flux" if flux else "flux.address")
     return address

@@ -43,7 +43,7 @@ def status(
 
     quiet_logs()
     places = [place_of(name, settings) for name in names]
-    survey = asyncio.run(take_survey(places, settings.flux.address or ""))
+    survey = asyncio.run(take_survey(places, settings.flux.address))
     if json:
         typer.echo(jsons.dumps(survey.as_json(), indent=2))
     else:

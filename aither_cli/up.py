@@ -82,7 +82,7 @@ def up(
                 places=places,
                 data_dir=settings.data_dir,
                 environment=_environment(config, {**overrides, "data_dir": folder}),
-                flux_address=settings.flux.address or "",
+                flux_address=settings.flux.address,
                 follow=follow,
             )
         )

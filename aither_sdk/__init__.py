@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aither_sdk.channels import open_channel
     from aither_sdk.errors import AitherError, ConfigError
+    from aither_sdk.events import payload_of
     from aither_sdk.lifecycle import Life, run
     from aither_sdk.publisher import Publisher
     from aither_sdk.settings import Settings, load_settings
@@ -37,6 +38,7 @@ _HOMES = {
     "Subscriber": "subscriber",
     "load_settings": "settings",
     "open_channel": "channels",
+    "payload_of": "events",
     "run": "lifecycle",
 }
 
@@ -50,6 +52,7 @@ __all__ = [
     "Subscriber",
     "load_settings",
     "open_channel",
+    "payload_of",
     "run",
 ]
 

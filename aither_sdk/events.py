@@ -11,14 +11,16 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Final
 
+from google.protobuf import descriptor_pool, json_format, message_factory
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 from opentelemetry import trace
 
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.errors import FieldViolation, InvalidArgument
+from aither_sdk.vocabulary import register_types
 
 Payload = Message | Mapping[str, Any] | None
 """A typed message, a mapping of JSON-like values (sent as google.protobuf.Struct), or nothing."""
@@ -159,3 +161,28 @@ def event_frame(encoded: bytes) -> bytes:
         size >>= 7
     length.append(size)
     return bytes(length) + encoded
+
+
+def payload_of(event: Event) -> Message | dict[str, Any] | None:
+    """What is inside an event: a dict where a mapping was published, the typed message otherwise,
+    None where there is nothing.
+
+    A type of your own must be imported for it to be known. Raises InvalidArgument naming the type
+    when it is not known here or the bytes are not of that type.
+    """
+    if not event.HasField("payload"):
+        return None
+    if event.payload.Is(Struct.DESCRIPTOR):
+        struct = Struct()
+        event.payload.Unpack(struct)
+        return json_format.MessageToDict(struct)
+    register_types()
+    name = event.payload.TypeName()
+    try:
+        descriptor = descriptor_pool.Default().FindMessageTypeByName(name)
+        message = message_factory.GetMessageClass(descriptor)()
+        event.payload.Unpack(message)
+    except (KeyError, DecodeError) as error:
+        why = "its type is not imported here" if isinstance(error, KeyError) else "damaged bytes"
+        raise InvalidArgument.of([FieldViolation("payload", f'"{name}": {why}')]) from error
+    return message

@@ -144,7 +144,9 @@ class Life:
         """A Publisher to the Flux of the settings. The first one also tells of this service on
         `runtime.<service>.started` and `.stopped`."""
         options.setdefault("source", self.name)
-        async with Publisher(self.settings.flux.address or "", **options) as publisher:
+        # With Flux away, what is buffered must be given up well within the drain time.
+        options.setdefault("close_timeout_s", min(1.5, self.settings.drain_timeout_s / 3))
+        async with Publisher(self.settings.flux.address, **options) as publisher:
 
             async def announce(subject: str, payload: Message) -> None:
                 await publisher.publish(subject, payload)
@@ -173,7 +175,7 @@ class Life:
         """A Subscriber to the Flux of the settings; its iteration ends when the service drains, so
         that `async for event in ...` may be all that a body does."""
         options.setdefault("client_name", self.name)
-        subscriber = Subscriber(self.settings.flux.address or "", filters, **options)
+        subscriber = Subscriber(self.settings.flux.address, filters, **options)
         self._subscribers.add(subscriber)
         if self.stopping:
             self.tasks.try_spawn("end-subscriber", subscriber.aclose)

@@ -53,7 +53,7 @@ class _Served(_Section):
 class FluxSettings(_Served):
     """`flux:`, the event bus."""
 
-    address: str | None = None
+    address: str = ""
     """host:port at which clients dial Flux. Unset: 127.0.0.1 and Flux's port."""
     log: Literal["sqlite", "memory", "jetstream"] = "sqlite"
     """Where events are kept. sqlite: on disk, fsynced. memory: gone with the process."""
@@ -185,7 +185,7 @@ class Settings(BaseSettings):
                 values["port"] = base + offset if base else 0
             if values.get("health_port") is None:
                 values["health_port"] = base + health_offset if base else 0
-            if section == "flux" and values.get("address") is None:
+            if section == "flux" and not values.get("address"):
                 values["address"] = f"127.0.0.1:{values['port']}"
             filled[section] = values
         return filled
@@ -218,7 +218,7 @@ def load_settings(
     faults: list[Fault] = []
     try:
         environment = EnvSettingsSource(Settings)()
-        faults = _open_binds(_merged(data, environment, given), file)
+        faults = _unknown_sections() + _open_binds(_merged(data, environment, given), file)
         settings = _reading(data)(**given)
     except SettingsError as error:
         told = f"{error}; set single keys, such as AITHER_FLUX__PORT=7401"
@@ -229,6 +229,17 @@ def load_settings(
     if faults:
         raise ConfigError(faults)
     return settings
+
+
+def _unknown_sections() -> list[Fault]:
+    """Variables such as AITHER_FLUXX__LOG, which nobody would read."""
+    known = sorted(Settings.model_fields)
+    faults = []
+    for name in sorted(os.environ):
+        section, nested, _ = name.removeprefix(ENV_PREFIX).partition("__")
+        if name.startswith(ENV_PREFIX) and nested and section.lower() not in known:
+            faults.append(Fault("environment", None, name, no_such_key(section.lower(), known)))
+    return faults
 
 
 def _open_binds(values: Mapping[str, Any], file: YamlFile | None) -> list[Fault]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 
-from aither_sdk import Publisher
+from aither_sdk import Publisher, load_settings
 
 
 async def main() -> None:
-    async with Publisher("127.0.0.1:7401", source="example") as publisher:
+    async with Publisher(load_settings().flux.address, source="example") as publisher:
         for n in range(3):
             result = await publisher.publish("demo.counted", {"n": n})
             print(f"stored as {result.sequence}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from aither_sdk import Subscriber
+from aither_sdk import Subscriber, load_settings, payload_of
 from aither_sdk.subscriber import EARLIEST, after
 
 PLACE = Path(".aither/example-position")
@@ -19,9 +19,9 @@ async def main() -> None:
     if PLACE.exists():
         epoch, sequence = PLACE.read_text().split()
         start = after(int(sequence), epoch)
-    async with Subscriber("127.0.0.1:7401", ["demo.>"], start=start) as events:
+    async with Subscriber(load_settings().flux.address, ["demo.>"], start=start) as events:
         async for event in events:
-            print(event.sequence, event.subject)
+            print(event.sequence, event.subject, payload_of(event))
             PLACE.parent.mkdir(exist_ok=True)
             PLACE.write_text(f"{events.position.epoch} {event.sequence}")
 

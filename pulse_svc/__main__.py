@@ -47,7 +47,7 @@ async def body(life: Life) -> None:
             watch = FleetWatch(settings.pulse.fleet, roster, news)
             await watch.load()
             parts.append(watch.run)
-        emitter = Emitter(settings.flux.address or "")
+        emitter = Emitter(settings.flux.address)
         stack.push_async_callback(emitter.aclose)
         servicer = PulseServicer(board, roster, watchers, vitals, emitter)
         server = await stack.enter_async_context(

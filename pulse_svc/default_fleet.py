@@ -19,7 +19,7 @@ def default_fleet(settings: Settings) -> tuple[Target, ...]:
     and Genesis has no data port. Services that `pulse.services` leaves out, or whose port is any
     free one and cannot be named in advance, are not in it."""
     pulse_host = _ANY_HOST.get(settings.pulse.bind, settings.pulse.bind)
-    flux_address = settings.flux.address or ""
+    flux_address = settings.flux.address
     targets = []
     if not flux_address.endswith(":0"):
         targets.append(_service("flux", 0, flux_address))

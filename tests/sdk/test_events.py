@@ -15,9 +15,10 @@ from opentelemetry import trace
 
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import PublishStreamRequest
+from aither.runtime.v1.runtime_events_pb2 import ServiceStarted
 from aither_sdk.errors import InvalidArgument
 from aither_sdk.event_rules import MAX_EVENT_BYTES, check_event, check_event_size
-from aither_sdk.events import current_event, event_frame, handling, new_event
+from aither_sdk.events import current_event, event_frame, handling, new_event, payload_of
 
 
 def test_event_has_identity_source_and_time_of_its_own() -> None:
@@ -139,3 +140,33 @@ def test_joined_frames_are_the_message(sizes: list[int]) -> None:
     events = [Event(id=str(n), source="x" * size) for n, size in enumerate(sizes)]
     joined = b"".join(event_frame(event.SerializeToString()) for event in events)
     assert joined == PublishStreamRequest(events=events).SerializeToString()
+
+
+def test_what_was_published_as_a_mapping_is_read_as_one() -> None:
+    event = new_event("a.b", {"text": "hi", "n": 2, "list": [1, None]}, source="s")
+    assert payload_of(event) == {"text": "hi", "n": 2, "list": [1, None]}
+
+
+def test_a_typed_payload_is_read_as_its_message() -> None:
+    event = new_event("a.b", ServiceStarted(service="x"), source="s")
+    assert payload_of(event) == ServiceStarted(service="x")
+
+
+def test_nothing_inside_is_none() -> None:
+    assert payload_of(new_event("a.b", source="s")) is None
+
+
+@pytest.mark.parametrize(
+    ("type_name", "value", "told"),
+    [
+        ("no.such.Type", b"", "not imported"),
+        ("aither.runtime.v1.ServiceStarted", b"\xff", "damaged"),
+    ],
+)
+def test_a_payload_that_cannot_be_read_names_its_type(
+    type_name: str, value: bytes, told: str
+) -> None:
+    packed = AnyMessage(type_url=f"type.googleapis.com/{type_name}", value=value)
+    with pytest.raises(InvalidArgument, match=told) as caught:
+        payload_of(new_event("a.b", packed, source="s"))
+    assert type_name in caught.value.message

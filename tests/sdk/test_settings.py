@@ -93,6 +93,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_settings(tmp_path / "none.yaml")
 
 
+def test_a_variable_of_a_section_that_does_not_exist_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AITHER_FLUXX__LOG", "memory")
+    with pytest.raises(ConfigError, match=r'AITHER_FLUXX__LOG: no such key; did you mean "flux"'):
+        load_settings()
+
+
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
     assert load_settings(write(tmp_path, "# nothing\n")).flux.port == 7401
 
