@@ -172,11 +172,13 @@ class House:
                 await asyncio.to_thread(minder.log.trim)
 
     async def _drain(self) -> None:
-        """In the reverse order of start. A service that drains slowly takes nothing away from the
+        """Pulse first, for it would tell of the end of the others as of a failure; then in the
+        reverse order of start. A service that drains slowly takes nothing away from the
         others: the next is asked after _HEAD_START_S at the latest, and all end at DRAIN_S."""
         began_s = self._clock.monotonic()
         kill_at_s = began_s + DRAIN_S
         running = [m for m in reversed(self._minders) if m.child.state is not State.WAITING]
+        running.sort(key=lambda minder: minder.name != "pulse")
         for minder in running:
             minder.stop(kill_at_s=kill_at_s)
             await self._gone([minder], self._clock.monotonic() + _HEAD_START_S)

@@ -185,7 +185,10 @@ class World:
 
     def _fleet_changed(self, event: event_pb2.Event) -> None:
         told = self._payload(event, pulse_events_pb2.FleetChanged)
-        for name in told.removed if told is not None else ():
+        if told is None:
+            return
+        gone = self.targets.keys() - set(told.added) if told.whole else told.removed
+        for name in sorted(gone):
             self.drop_target(name)
 
     def _pulse_tick(self, event: event_pb2.Event) -> None:

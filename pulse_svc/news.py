@@ -25,6 +25,8 @@ class News:
         self._removed: set[str] = set()
         self._updated: set[str] = set()
         self._faults: tuple[str, ...] = ()
+        self._told = False
+        """Whether the whole fleet was told of once."""
 
     def changed(self, change: TargetChanged) -> None:
         before = self._changes.pop(change.name, None)
@@ -76,7 +78,10 @@ class News:
             removed=sorted(self._removed),
             updated=sorted(self._updated),
             faults=self._faults,
+            # A new Pulse cannot know what the one before it watched, so it tells all it watches.
+            whole=bool(self._added) and not self._told,
         )
+        self._told |= fleet.whole
         changes = list(self._changes.values())
         for names in (self._added, self._removed, self._updated):
             names.clear()

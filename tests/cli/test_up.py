@@ -44,7 +44,7 @@ async def stopped(up: Aither) -> tuple[int, str, float]:
     return code, said, time.monotonic() - began_s
 
 
-async def test_up_starts_all_tells_one_table_and_ctrl_c_drains_in_reverse(
+async def test_up_starts_all_tells_one_table_and_ctrl_c_drains_pulse_first_and_flux_last(
     tmp_path: Path, env: dict[str, str]
 ) -> None:
     async with aither(*up_arguments(tmp_path), env=env) as up:
@@ -60,7 +60,7 @@ async def test_up_starts_all_tells_one_table_and_ctrl_c_drains_in_reverse(
         for pid in pids:
             await gone(pid)
     drained = (tmp_path / "data" / "drained").read_text().split()
-    assert drained == ["genesis", "pulse", "flux"]
+    assert drained == ["pulse", "genesis", "flux"]
     assert "here I am" in (tmp_path / "data" / "logs" / "flux.log").read_text()
 
 

@@ -38,8 +38,13 @@ MEANT = st.one_of(
         st.sets(NAMES),
     ),
     st.builds(
-        lambda names: ("pulse.fleet.changed", pulse_events_pb2.FleetChanged(removed=names)),
+        lambda names, added, whole: (
+            "pulse.fleet.changed",
+            pulse_events_pb2.FleetChanged(removed=names, added=added, whole=whole),
+        ),
         st.lists(NAMES, max_size=2),
+        st.lists(NAMES, max_size=2),
+        st.booleans(),
     ),
     st.builds(lambda v: ("sense.pain", anomaly_pb2.Pain(level=v)), st.floats()),
     st.builds(
@@ -145,6 +150,16 @@ def test_a_target_that_went_down_first_is_named_first() -> None:
     world.fold(target_event(4, "web", UP))
     world.fold(target_event(5, "web", DOWN))
     assert world.down == ("db", "cache", "web")
+
+
+def test_a_new_pulse_tells_the_whole_fleet_and_other_targets_are_no_more() -> None:
+    world = World(AGENTS)
+    for sequence, name in enumerate(["web", "db", "old"], 1):
+        world.fold(target_event(sequence, name, DOWN if name == "old" else UP))
+    told = pulse_events_pb2.FleetChanged(added=["db", "web"], whole=True)
+    world.fold(event(4, "pulse.fleet.changed", told))
+    assert set(world.targets) == {"db", "web"}
+    assert world.down == ()
 
 
 def test_a_pulse_tick_heals_what_was_missed() -> None:

@@ -148,6 +148,17 @@ def test_a_change_that_went_and_came_back_within_one_batch_is_not_told() -> None
     assert kit.news.take() == (None, [])
 
 
+def test_the_first_news_of_a_fleet_are_the_whole_of_it() -> None:
+    news = News()
+    news.fleet_changed(added=["a", "b"])
+    first, _ = news.take()
+    news.fleet_changed(added=["c"])
+    second, _ = news.take()
+    assert first is not None
+    assert second is not None
+    assert (first.whole, second.whole) == (True, False)
+
+
 def test_news_of_the_fleet_merge_until_they_are_taken() -> None:
     news = News()
     news.fleet_changed(added=["a", "b"])
