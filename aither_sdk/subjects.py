@@ -102,11 +102,6 @@ class FilterSet:
         """True when no subject is left out."""
         return self.key == ">"
 
-    @property
-    def exact_subjects(self) -> frozenset[str] | None:
-        """The matching subjects when there are no wildcards, else None."""
-        return self._exact if self._pattern is None else None
-
     def matches(self, subject: str) -> bool:
         known = self._memo.get(subject)
         if known is None:
