@@ -11,7 +11,7 @@ from aither.flux.v1 import event_pb2
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither_sdk.errors import AitherError, Unavailable
 from aither_sdk.rpc_status import to_status
-from flux_svc.logs.base import Appended, EventLog, Succession
+from flux_svc.logs.base import Appended, EventLog, Expected, Succession
 from flux_svc.validation import EventRules
 
 PIPELINED_BATCHES = 32
@@ -59,13 +59,14 @@ class Publishing:
     async def publish(self, request: pb.PublishRequest) -> pb.PublishResponse:
         """All or none; raises what the contract of Publish names."""
         self._check_open()
-        expected = (
-            request.expected_last_sequence if request.HasField("expected_last_sequence") else None
+        expected = Expected(
+            request.expected_last_sequence if request.HasField("expected_last_sequence") else None,
+            dict(request.expected_subject_sequences),
         )
         try:
             self._rules.check_batch(request.events)
             appended = await self._log.append(
-                request.events, durability=request.durability, expected_last_sequence=expected
+                request.events, durability=request.durability, expected=expected
             )
         except AitherError:
             self.statistics.refused_events += len(request.events)

@@ -6,8 +6,8 @@ Pure and synchronous, so that every log decides alike; the log says when what wa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from aither.flux.v1.event_pb2 import Event
@@ -28,6 +28,16 @@ class Draft(NamedTuple):
     id: str
     subject: str
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a publisher believes of the log; a batch is refused where it is wrong."""
+
+    last_sequence: int | None = None
+    """The newest sequence of the log. None: whatever it is."""
+    subjects: Mapping[str, int] = field(default_factory=dict)
+    """Subject -> sequence of its newest event that is held; 0: none is."""
 
 
 class Appended(NamedTuple):
@@ -88,7 +98,7 @@ class Sequencer:
         return self._last_sequence
 
     def stage(
-        self, drafts: Sequence[Draft], recorded_ns: int, expected_last_sequence: int | None = None
+        self, drafts: Sequence[Draft], recorded_ns: int, expected: Expected | None = None
     ) -> Staged:
         """Gives a batch its places after everything staged before.
 
@@ -114,13 +124,8 @@ class Sequencer:
             records.append(Record(sequence, recorded_ns, subject, source, frame))
             ids.append(event_id)
             results.append(Appended(sequence, False))
-        if records and expected_last_sequence is not None and expected_last_sequence != first:
-            raise FailedPrecondition(
-                f"the log ends at {first}, not at {expected_last_sequence} as expected; read what "
-                "came in between and decide again",
-                reason="WRONG_LAST_SEQUENCE",
-                metadata={"actual": str(first), "expected": str(expected_last_sequence)},
-            )
+        if records and expected is not None:
+            _check_last(expected, first)
         staged.update(batch)
         self._staged_last = sequence
         return Staged(records, ids, results)
@@ -143,3 +148,13 @@ class Sequencer:
             order.append(key)
         for _ in range(len(order) - self._window_events):
             window.pop(order.popleft(), None)
+
+
+def _check_last(expected: Expected, last: int) -> None:
+    if expected.last_sequence is not None and expected.last_sequence != last:
+        raise FailedPrecondition(
+            f"the log ends at {last}, not at {expected.last_sequence} as expected; read what came "
+            "in between and decide again",
+            reason="WRONG_LAST_SEQUENCE",
+            metadata={"actual": str(last), "expected": str(expected.last_sequence)},
+        )

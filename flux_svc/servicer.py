@@ -28,6 +28,8 @@ Context = Any
 
 _READ_EVENTS, _READ_BYTES = 100, 2**20
 _MAX_ANSWER_BYTES = 7 * 2**20
+_FETCHED_EVENTS = 256
+"""Events of one piece of an answer."""
 _SUBSCRIPTIONS_LISTED = 1000
 
 
@@ -109,16 +111,20 @@ class FluxServicer:
         if not request.filters:
             told = 'empty; name at least one, such as "genesis.snapshot", or ">" for all'
             raise InvalidArgument.of([FieldViolation("filters", told)])
-        result = await self._log.last(FilterSet(request.filters).matches)
-        size = len(result.payload)
-        if size > _MAX_ANSWER_BYTES:
-            raise ResourceExhausted(
-                f"the state is {size} bytes, more than the {_MAX_ANSWER_BYTES} of one answer; use "
-                "narrower filters or Subscribe with last_per_subject",
-                reason="ANSWER_TOO_LARGE",
-            )
-        tail = pb.GetLastResponse(last_sequence=result.position, epoch=self._log.epoch)
-        return result.payload + tail.SerializeToString()
+        state = await self._log.newest(FilterSet(request.filters).matches)
+        answer = bytearray()
+        for start in range(0, len(state.sequences), _FETCHED_EVENTS):
+            piece = state.sequences[start : start + _FETCHED_EVENTS]
+            answer += (await self._log.fetch(piece)).payload
+            if len(answer) > _MAX_ANSWER_BYTES:
+                raise ResourceExhausted(
+                    f"the state of {len(state.sequences)} subjects is more than the "
+                    f"{_MAX_ANSWER_BYTES} bytes of one answer; use narrower filters, or Subscribe "
+                    "with last_per_subject",
+                    reason="ANSWER_TOO_LARGE",
+                )
+        tail = pb.GetLastResponse(last_sequence=state.position, epoch=self._log.epoch)
+        return bytes(answer) + tail.SerializeToString()
 
     async def GetStreamInfo(
         self, request: pb.GetStreamInfoRequest, context: Context

@@ -24,6 +24,8 @@ MAX_BATCH_EVENTS = 4096
 MAX_BATCH_BYTES = 512 * 1024
 """Large enough that a message costs little an event, small enough that a thousand blocked readers
 with a batch of their own each cost half a gigabyte at the very worst."""
+_FETCHED_EVENTS = 256
+"""Events of a snapshot that are held at once."""
 BLOCKED_AFTER_S = 1.0
 """A send that takes longer than this shows the subscriber as BLOCKED."""
 
@@ -158,19 +160,23 @@ class Subscription:
     async def _snapshot(self) -> AsyncIterator[bytes]:
         """The state in pieces, the last of them with its end."""
         request = self._request
-        state = await self._log.last(
-            request.filters.matches, exclude_sources=request.excluded_sources
-        )
+        state = await self._log.newest(request.filters.matches)
         self._position = state.position
-        self._count(state.events)
-        start = size = events = 0
-        for frame_size in state.sizes:
-            if events == request.batch_events or (events and size + frame_size > MAX_BATCH_BYTES):
-                yield state.payload[start : start + size]
-                start, size, events = start + size, 0, 0
-            size, events = size + frame_size, events + 1
-        end = _encoded(snapshot_end=pb.SnapshotEnd(sequence=state.position))
-        yield state.payload[start:] + end
+        pieces = min(request.batch_events, _FETCHED_EVENTS)
+        for first in range(0, len(state.sequences), pieces):
+            piece = await self._log.fetch(
+                state.sequences[first : first + pieces], exclude_sources=request.excluded_sources
+            )
+            self._count(piece.events)
+            start = size = 0
+            for frame_size in piece.sizes:
+                if size and size + frame_size > MAX_BATCH_BYTES:
+                    yield piece.payload[start : start + size]
+                    start, size = start + size, 0
+                size += frame_size
+            if size:
+                yield piece.payload[start:]
+        yield _encoded(snapshot_end=pb.SnapshotEnd(sequence=state.position))
 
     def _count(self, events: int) -> None:
         self._delivered += events

@@ -8,21 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from aither.flux.v1.event_pb2 import Event
-from aither.flux.v1.flux_service_pb2 import DURABILITY_UNSPECIFIED, Durability
+from aither.flux.v1.flux_service_pb2 import DURABILITY_UNSPECIFIED, Durability, GapReason
 from aither_sdk.errors import AitherError
 from flux_svc.frames import Record, record_of
-from flux_svc.sequencer import Appended
+from flux_svc.sequencer import Appended, Expected
 
 __all__ = [
+    "ANYTHING",
     "Ability",
     "Appended",
     "CommitListener",
     "EventLog",
+    "Expected",
+    "IndexEntry",
     "LogInfo",
     "Matches",
+    "Missing",
+    "Newest",
     "ReadResult",
     "Record",
     "Succession",
@@ -47,6 +52,39 @@ class LogInfo:
     """Distinct subjects with an event that is held."""
 
 
+class Missing(NamedTuple):
+    """Events within what was looked at that the log held once and holds no longer, although others
+    around them are still held."""
+
+    from_sequence: int
+    to_sequence: int
+    events: int
+    """How many of this range are gone."""
+    reason: GapReason.ValueType
+    """COMPACTED (removed one by one) or UNREADABLE (taken out by a repair)."""
+
+
+class IndexEntry(NamedTuple):
+    """What retention needs to know of an event."""
+
+    sequence: int
+    recorded_ns: int
+    subject: str
+    size: int
+    """Bytes of its frame."""
+    expire_ns: int
+    """Wall time from which it is of no interest; 0: never."""
+
+
+class Newest(NamedTuple):
+    """Where the newest events of some subjects stand."""
+
+    sequences: Sequence[int]
+    """Rising."""
+    position: int
+    """The newest sequence of the log at that moment: the state is that after it."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReadResult:
     """A piece of the log."""
@@ -63,6 +101,8 @@ class ReadResult:
     first_sequence: int
     """All events below it are gone (1: none is), true for the moment of reading: a forward reader
     whose position is less than this minus 1 has a gap. One past the last when all are gone."""
+    missing: tuple[Missing, ...] = ()
+    """Holes between the position asked for (or the floor) and `position`; forward reads only."""
 
     @property
     def events(self) -> int:
@@ -91,8 +131,11 @@ class Ability(Enum):
     FSYNC = "fsync"
     """DURABILITY_FSYNC is honoured; without it such a batch is refused."""
     EXPECTED_LAST_SEQUENCE = "expected_last_sequence"
+    EXPECTED_SUBJECT_SEQUENCES = "expected_subject_sequences"
     BACKWARD = "backward"
     TRIM = "trim"
+    REMOVE = "remove"
+    """Single events can be removed, and the index be read."""
     WRITE_QUEUE = "write_queue"
     """Appends wait in a bounded queue."""
 
@@ -106,6 +149,7 @@ class Succession:
     """Set once, by the log, perhaps in its writer's thread."""
 
 
+ANYTHING = Expected()
 Matches = Callable[[str], bool]
 """Whether a subject is wanted. Pure, and safe to call from another thread."""
 CommitListener = Callable[[Sequence[Record]], None]
@@ -131,7 +175,7 @@ class EventLog(Protocol):
         events: Sequence[Event],
         *,
         durability: Durability.ValueType = DURABILITY_UNSPECIFIED,
-        expected_last_sequence: int | None = None,
+        expected: Expected = ANYTHING,
         succession: Succession | None = None,
     ) -> list[Appended]:
         """Appends a batch that was validated: all or none, adjacent, in order; one answer an event.
@@ -139,7 +183,7 @@ class EventLog(Protocol):
         Returns when the batch is as safe as asked for and after the commit listeners heard of it.
         An event whose source and id are within the idempotency window is answered with its first
         sequence and the rest of the batch is stored. A batch of nothing but duplicates succeeds
-        whatever `expected_last_sequence` says, so that a repeat is answered like the first try.
+        whatever is `expected`, so that a repeat is answered like the first try.
 
         A batch of a `succession` that waits behind one of the same that fails is not stored.
 
@@ -180,13 +224,24 @@ class EventLog(Protocol):
         """
         ...
 
-    async def last(
-        self, matches: Matches, *, exclude_sources: frozenset[str] = frozenset()
-    ) -> ReadResult:
-        """The newest event of each matching subject, by sequence: the state after `position`.
+    async def newest(self, matches: Matches, *, after: int = 0) -> Newest:
+        """Where the newest event of each matching subject stands, of those greater than `after`.
 
-        A subject whose newest event has an excluded source is left out. Raises as `read`.
+        Numbers only, 8 bytes each: the events themselves are fetched in pieces.
         """
+        ...
+
+    async def fetch(
+        self, sequences: Sequence[int], *, exclude_sources: frozenset[str] = frozenset()
+    ) -> ReadResult:
+        """The events of these rising sequences, at most 4,096 of them; what is no longer held, and
+        what has an excluded source, is left out. `position` is the last one asked for. Raises as
+        `read`."""
+        ...
+
+    async def index(self, position: int, *, max_events: int = 16_384) -> list[IndexEntry]:
+        """What is held after `position`, in order, without the events themselves. Empty at the end.
+        Ability REMOVE."""
         ...
 
     async def sequence_at(self, time_ns: int) -> int:
@@ -198,6 +253,14 @@ class EventLog(Protocol):
         """Removes all events below `before_sequence`, in small steps between the appends.
 
         Beyond the end it means all. What was removed stays in the idempotency window.
+        """
+        ...
+
+    async def remove(self, sequences: Sequence[int]) -> int:
+        """Removes single events, in small steps between the appends; answers how many there were.
+
+        A subject that loses its newest event has no state until the next one, even where older
+        events of it are held. What was removed stays in the idempotency window. Ability REMOVE.
         """
         ...
 

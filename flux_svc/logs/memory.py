@@ -15,11 +15,15 @@ from aither.flux.v1.flux_service_pb2 import (
 from aither_sdk.clock import Clock, SystemClock
 from aither_sdk.errors import FailedPrecondition
 from flux_svc.logs.base import (
+    ANYTHING,
     Ability,
     Appended,
     CommitListener,
+    Expected,
+    IndexEntry,
     LogInfo,
     Matches,
+    Newest,
     ReadResult,
     Record,
     Succession,
@@ -69,7 +73,7 @@ class MemoryLog:
         events: Sequence[Event],
         *,
         durability: Durability.ValueType = DURABILITY_UNSPECIFIED,
-        expected_last_sequence: int | None = None,
+        expected: Expected = ANYTHING,
         succession: Succession | None = None,
     ) -> list[Appended]:
         self._check_open()
@@ -80,7 +84,7 @@ class MemoryLog:
                 reason="DURABILITY_UNSUPPORTED",
             )
         now_ns = self._clock.time_ns()
-        staged = self._sequencer.stage(draft(events, now_ns), now_ns, expected_last_sequence)
+        staged = self._sequencer.stage(draft(events, now_ns), now_ns, expected)
         self._sequencer.commit()
         self._records.extend(staged.records)
         if staged.records and (not self._latest_ns or now_ns > self._latest_ns[-1]):
@@ -130,15 +134,27 @@ class MemoryLog:
         reached = position <= end if backward else position >= end
         return self._result(taken, position, end_reached=reached)
 
-    async def last(
-        self, matches: Matches, *, exclude_sources: frozenset[str] = frozenset()
+    async def newest(self, matches: Matches, *, after: int = 0) -> Newest:
+        self._check_open()
+        return self._tail.newest(matches, after)
+
+    async def fetch(
+        self, sequences: Sequence[int], *, exclude_sources: frozenset[str] = frozenset()
     ) -> ReadResult:
         self._check_open()
-        newest = sorted(s for subject, s in self._tail.subjects.items() if matches(subject))
+        floor = self._tail.floor
         records = [
-            record for record in map(self._at, newest) if record.source not in exclude_sources
+            record
+            for record in (self._at(sequence) for sequence in sequences if sequence >= floor)
+            if record.source not in exclude_sources
         ]
-        return self._result(records, self._tail.last_sequence, end_reached=True)
+        return self._result(records, sequences[-1] if sequences else 0, end_reached=True)
+
+    async def index(self, position: int, *, max_events: int = 16_384) -> list[IndexEntry]:
+        raise NotImplementedError
+
+    async def remove(self, sequences: Sequence[int]) -> int:
+        raise NotImplementedError
 
     async def sequence_at(self, time_ns: int) -> int:
         self._check_open()

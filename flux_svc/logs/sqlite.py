@@ -26,11 +26,15 @@ from aither.flux.v1.flux_service_pb2 import (
 from aither_sdk.clock import Clock, SystemClock
 from flux_svc.logs import sqlite_reader as reader
 from flux_svc.logs.base import (
+    ANYTHING,
     Ability,
     Appended,
     CommitListener,
+    Expected,
+    IndexEntry,
     LogInfo,
     Matches,
+    Newest,
     ReadResult,
     Succession,
 )
@@ -51,7 +55,7 @@ READERS = 3
 class SqliteLog:
     """Made by `open`; owned by the loop it was opened on."""
 
-    abilities = frozenset(Ability)
+    abilities = frozenset(Ability) - {Ability.REMOVE, Ability.EXPECTED_SUBJECT_SEQUENCES}
 
     def __init__(
         self,
@@ -120,7 +124,7 @@ class SqliteLog:
         events: Sequence[Event],
         *,
         durability: Durability.ValueType = DURABILITY_UNSPECIFIED,
-        expected_last_sequence: int | None = None,
+        expected: Expected = ANYTHING,
         succession: Succession | None = None,
     ) -> list[Appended]:
         self._check_open()
@@ -137,9 +141,7 @@ class SqliteLog:
         fsync = durability != DURABILITY_MEMORY
         answer: asyncio.Future[list[Appended]] = self._loop.create_future()
         self._writer.put(
-            AppendJob(
-                drafts, size, fsync, expected_last_sequence, succession or Succession(), answer
-            )
+            AppendJob(drafts, size, fsync, expected, succession or Succession(), answer)
         )
         return await answer
 
@@ -170,15 +172,23 @@ class SqliteLog:
         )
         return await self._readers.run(lambda on: reader.read(on, self._path, wanted))
 
-    async def last(
-        self, matches: Matches, *, exclude_sources: frozenset[str] = frozenset()
+    async def newest(self, matches: Matches, *, after: int = 0) -> Newest:
+        self._check_open()
+        return self._tail.newest(matches, after)
+
+    async def fetch(
+        self, sequences: Sequence[int], *, exclude_sources: frozenset[str] = frozenset()
     ) -> ReadResult:
         self._check_open()
-        newest = self._tail.last_sequence
-        wanted = sorted(s for subject, s in self._tail.subjects.items() if matches(subject))
         return await self._readers.run(
-            lambda on: reader.last(on, self._path, wanted, exclude_sources, newest)
+            lambda on: reader.fetch(on, self._path, sequences, exclude_sources)
         )
+
+    async def index(self, position: int, *, max_events: int = 16_384) -> list[IndexEntry]:
+        raise NotImplementedError
+
+    async def remove(self, sequences: Sequence[int]) -> int:
+        raise NotImplementedError
 
     async def sequence_at(self, time_ns: int) -> int:
         self._check_open()

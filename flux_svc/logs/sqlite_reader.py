@@ -85,12 +85,11 @@ def read(connection: sqlite3.Connection, path: Path, wanted: Wanted) -> ReadResu
     )
 
 
-def last(
+def fetch(
     connection: sqlite3.Connection,
     path: Path,
     sequences: Sequence[int],
     exclude_sources: frozenset[str],
-    newest: int,
 ) -> ReadResult:
     """The events of rising `sequences`; those trimmed meanwhile are left out. Blocking."""
     payloads: list[bytes] = []
@@ -108,7 +107,8 @@ def last(
             payloads.append(payload)
             all_sequences += chosen.sequences
             all_sizes += chosen.sizes
-    return ReadResult(b"".join(payloads), all_sequences, all_sizes, newest, True, floor)
+    position = sequences[-1] if sequences else 0
+    return ReadResult(b"".join(payloads), all_sequences, all_sizes, position, True, floor)
 
 
 def sequence_at(connection: sqlite3.Connection, path: Path, time_ns: int, newest: int) -> int:

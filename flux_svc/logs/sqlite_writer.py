@@ -25,7 +25,7 @@ from flux_svc.frames import Record
 from flux_svc.logs.base import Succession
 from flux_svc.logs.faults import log_closed, sqlite_fault
 from flux_svc.logs.sqlite_file import BUSY_TIMEOUT_S, OpenedFile, StreamRow
-from flux_svc.sequencer import WINDOW_EVENTS, Appended, Draft, Sequencer
+from flux_svc.sequencer import WINDOW_EVENTS, Appended, Draft, Expected, Sequencer
 
 GROUP_EVENTS = 4096
 GROUP_BYTES = 4 * 2**20
@@ -58,7 +58,7 @@ class AppendJob:
     drafts: Sequence[Draft]
     bytes: int
     fsync: bool
-    expected_last_sequence: int | None
+    expected: Expected
     succession: Succession
     answer: asyncio.Future[list[Appended]]
 
@@ -183,7 +183,7 @@ class GroupWriter:
                     outcomes.append(job.succession.error)
                     continue
                 try:
-                    staged = self._sequencer.stage(job.drafts, now_ns, job.expected_last_sequence)
+                    staged = self._sequencer.stage(job.drafts, now_ns, job.expected)
                 except AitherError as refusal:
                     job.succession.error = refusal
                     outcomes.append(refusal)

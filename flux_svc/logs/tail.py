@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from flux_svc.logs.base import CommitListener, LogInfo, Record
+from flux_svc.logs.base import CommitListener, LogInfo, Matches, Newest, Record
 
 logger = structlog.get_logger()
 
@@ -55,6 +55,11 @@ class Tail:
         for subject, sequence in subjects.items():
             if self.subjects.get(subject) == sequence:
                 del self.subjects[subject]
+
+    def newest(self, matches: Matches, after: int) -> Newest:
+        """Where the newest events of the matching subjects stand."""
+        found = sorted(s for subject, s in self.subjects.items() if s > after and matches(subject))
+        return Newest(found, self.last_sequence)
 
     def info(self) -> LogInfo:
         return LogInfo(

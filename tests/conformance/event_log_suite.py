@@ -18,7 +18,7 @@ from aither.flux.v1.flux_service_pb2 import (
 from aither_sdk.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from aither_sdk.subjects import FilterSet
 from flux_svc.logs.base import Ability, EventLog, Record
-from flux_svc.sequencer import Appended
+from flux_svc.sequencer import Appended, Expected
 from tests.clock import FakeClock
 from tests.conformance.log_house import (
     LogHouse,
@@ -26,6 +26,7 @@ from tests.conformance.log_house import (
     event,
     events,
     ids,
+    last,
     read_all,
     sequences,
 )
@@ -58,7 +59,7 @@ class EventLogSuite:
         result = await log.read(0)
         assert (result.events, result.position, result.end_reached) == (0, 0, True)
         assert result.first_sequence == 1
-        assert (await log.last(lambda _: True)).events == 0
+        assert (await last(log, lambda _: True)).events == 0
         assert await log.sequence_at(0) == 1
 
     async def test_a_batch_is_stored_whole_adjacent_and_in_order(self, log: EventLog) -> None:
@@ -214,16 +215,16 @@ class EventLogSuite:
 
     @pytest.mark.needs(Ability.EXPECTED_LAST_SEQUENCE)
     async def test_a_wrong_expectation_stores_nothing(self, log: EventLog) -> None:
-        await log.append(events(2), expected_last_sequence=0)
+        await log.append(events(2), expected=Expected(0))
         with pytest.raises(FailedPrecondition) as refused:
-            await log.append(events(2), expected_last_sequence=1)
+            await log.append(events(2), expected=Expected(1))
         assert refused.value.reason == "WRONG_LAST_SEQUENCE"
         assert refused.value.metadata["actual"] == "2"
-        assert (await log.append([event()], expected_last_sequence=2))[0].sequence == 3
+        assert (await log.append([event()], expected=Expected(2)))[0].sequence == 3
 
     @pytest.mark.needs(Ability.EXPECTED_LAST_SEQUENCE)
     async def test_one_of_many_with_the_same_expectation_wins(self, log: EventLog) -> None:
-        tries = [log.append([event()], expected_last_sequence=0) for _ in range(20)]
+        tries = [log.append([event()], expected=Expected(0)) for _ in range(20)]
         answers = await asyncio.gather(*tries, return_exceptions=True)
         assert sum(isinstance(answer, list) for answer in answers) == 1
         assert sum(isinstance(answer, FailedPrecondition) for answer in answers) == 19
@@ -232,8 +233,8 @@ class EventLogSuite:
     @pytest.mark.needs(Ability.EXPECTED_LAST_SEQUENCE)
     async def test_a_repeat_is_answered_like_the_first_try(self, log: EventLog) -> None:
         one = event()
-        await log.append([one], expected_last_sequence=0)
-        assert await log.append([one], expected_last_sequence=0) == [Appended(1, True)]
+        await log.append([one], expected=Expected(0))
+        assert await log.append([one], expected=Expected(0)) == [Appended(1, True)]
 
     # The tail
 
@@ -316,7 +317,7 @@ class EventLogSuite:
         await log.append(events(2))
         await log.close()
         await log.close()
-        for call in (log.append([event()]), log.read(0), log.last(bool), log.sequence_at(0)):
+        for call in (log.append([event()]), log.read(0), last(log, bool), log.sequence_at(0)):
             with pytest.raises(Unavailable) as refused:
                 await call
             assert refused.value.reason == "LOG_CLOSED"
@@ -443,12 +444,12 @@ class EventLogSuite:
     async def test_last_is_the_newest_of_each_subject_by_sequence(self, log: EventLog) -> None:
         for n in range(30):
             await log.append([event(f"a.{n % 3}", source="x" if n == 29 else "y"), event("b")])
-        result = await log.last(FilterSet(["a.*"]).matches)
+        result = await last(log, FilterSet(["a.*"]).matches)
         assert [one.subject for one in check(result)] == ["a.0", "a.1", "a.2"]
         assert (list(result.sequences), result.position) == ([55, 57, 59], 60)
-        result = await log.last(FilterSet(["a.*"]).matches, exclude_sources=frozenset({"x"}))
+        result = await last(log, FilterSet(["a.*"]).matches, exclude_sources=frozenset({"x"}))
         assert list(result.sequences) == [55, 57]
-        assert (await log.last(lambda _: False)).position == 60
+        assert (await last(log, lambda _: False)).position == 60
 
     async def test_last_is_true_for_its_position(self, log: EventLog) -> None:
         done = False
@@ -460,7 +461,7 @@ class EventLogSuite:
 
         publisher = asyncio.create_task(publish())
         for _ in range(30):
-            result = await log.last(FilterSet(["state"]).matches)
+            result = await last(log, FilterSet(["state"]).matches)
             if result.events:
                 assert list(result.sequences) == [result.position - 1]
             await asyncio.sleep(0)
@@ -510,7 +511,7 @@ class EventLogSuite:
         assert (info.first_sequence, info.events, info.subjects) == (7, 4, 1)
         result = await log.read(0)
         assert (list(result.sequences), result.first_sequence) == ([7, 8, 9, 10], 7)
-        assert ids(await log.last(lambda _: True)) == [ids(result)[-1]]
+        assert ids(await last(log, lambda _: True)) == [ids(result)[-1]]
         assert info.bytes == len(result.payload)
         await log.trim(3)
         assert log.info().first_sequence == 7
@@ -571,12 +572,12 @@ class EventLogSuite:
             clock.advance(1)
         await log.trim(101)
         before, payload = log.info(), (await log.read(0)).payload
-        last, at = await log.last(bool), await log.sequence_at(clock.time_ns() - 5 * SECOND_NS)
+        state, at = await last(log, bool), await log.sequence_at(clock.time_ns() - 5 * SECOND_NS)
         await log.close()
         log = await house.open(clock=clock)
         assert log.info() == before
         assert (await log.read(0)).payload == payload
-        assert (await log.last(bool)) == last
+        assert (await last(log, bool)) == state
         assert await log.sequence_at(clock.time_ns() - 5 * SECOND_NS) == at == 251
         assert (await log.append([event()]))[0].sequence == 301
         await log.close()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Protocol
 
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.clock import Clock
 from flux_svc.frames import event_of
-from flux_svc.logs.base import Ability, EventLog, ReadResult
+from flux_svc.logs.base import Ability, EventLog, Matches, ReadResult
 
 _numbers = itertools.count()
 
@@ -71,3 +72,12 @@ def check(result: ReadResult) -> Sequence[Event]:
 
 def sequences(found: Iterable[Event]) -> list[int]:
     return [one.sequence for one in found]
+
+
+async def last(
+    log: EventLog, matches: Matches, *, exclude_sources: frozenset[str] = frozenset()
+) -> ReadResult:
+    """The newest event of each matching subject: the state after `position`."""
+    newest = await log.newest(matches)
+    found = await log.fetch(newest.sequences, exclude_sources=exclude_sources)
+    return replace(found, position=newest.position)

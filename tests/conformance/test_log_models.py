@@ -17,10 +17,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from aither_sdk.errors import FailedPrecondition
 from aither_sdk.subjects import FilterSet
 from flux_svc.frames import event_of
-from flux_svc.logs.base import Ability, EventLog, ReadResult
+from flux_svc.logs.base import Ability, EventLog, Expected, ReadResult
 from tests.clock import FakeClock
 from tests.conformance.houses import MemoryHouse, SqliteHouse
-from tests.conformance.log_house import LogHouse, event
+from tests.conformance.log_house import LogHouse, event, last
 
 T = TypeVar("T")
 SUBJECTS = st.sampled_from(["a", "a.b", "a.c", "b.b", "c"])
@@ -85,7 +85,7 @@ class LogMachine(RuleBasedStateMachine):
                 fresh.append(Kept(place, self.clock.time_ns(), source, one, subject))
         wanted = None if expected is None else len(self.all) + expected
         try:
-            results = self.run(self.log.append(batch, expected_last_sequence=wanted))
+            results = self.run(self.log.append(batch, expected=Expected(wanted)))
         except FailedPrecondition:
             assert fresh
             assert expected == 1
@@ -148,7 +148,7 @@ class LogMachine(RuleBasedStateMachine):
     def last(self, pattern: str) -> None:
         matches = FilterSet([pattern]).matches
         newest = {one.subject: one for one in self.all[self.floor - 1 :] if matches(one.subject)}
-        result = self.run(self.log.last(matches))
+        result = self.run(last(self.log, matches))
         assert _kept(result) == sorted(newest.values(), key=lambda one: one.sequence)
         assert result.position == len(self.all)
 

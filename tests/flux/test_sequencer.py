@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.errors import FailedPrecondition
-from flux_svc.sequencer import Appended, Draft, Sequencer, draft
+from flux_svc.sequencer import Appended, Draft, Expected, Sequencer, draft
 
 NOW_NS = 1_700_000_000_000_000_000
 
@@ -18,7 +18,7 @@ def _drafts(*ids: str, source: str = "s") -> list[Draft]:
 def test_batches_of_a_group_build_on_each_other() -> None:
     sequencer = Sequencer()
     first = sequencer.stage(_drafts("1", "2"), NOW_NS)
-    second = sequencer.stage(_drafts("2", "3"), NOW_NS, expected_last_sequence=2)
+    second = sequencer.stage(_drafts("2", "3"), NOW_NS, Expected(2))
     assert [record.sequence for record in first.records + second.records] == [1, 2, 3]
     assert second.results == [Appended(2, True), Appended(3, False)]
     assert sequencer.last_sequence == 0
@@ -32,7 +32,7 @@ def test_what_is_aborted_was_never_there() -> None:
     sequencer.commit()
     sequencer.stage(_drafts("2", "3"), NOW_NS)
     sequencer.abort()
-    staged = sequencer.stage(_drafts("3", "1"), NOW_NS, expected_last_sequence=1)
+    staged = sequencer.stage(_drafts("3", "1"), NOW_NS, Expected(1))
     assert staged.results == [Appended(2, False), Appended(1, True)]
 
 
@@ -40,9 +40,9 @@ def test_a_refused_batch_leaves_the_group_as_it_was() -> None:
     sequencer = Sequencer()
     sequencer.stage(_drafts("1"), NOW_NS)
     with pytest.raises(FailedPrecondition) as refused:
-        sequencer.stage(_drafts("2"), NOW_NS, expected_last_sequence=0)
+        sequencer.stage(_drafts("2"), NOW_NS, Expected(0))
     assert refused.value.metadata["actual"] == "1"
-    staged = sequencer.stage(_drafts("2"), NOW_NS, expected_last_sequence=1)
+    staged = sequencer.stage(_drafts("2"), NOW_NS, Expected(1))
     assert staged.results == [Appended(2, False)]
 
 

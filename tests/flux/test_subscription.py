@@ -125,7 +125,7 @@ async def test_a_snapshot_keeps_to_the_batch_that_was_asked_for() -> None:
             sizes.append(len(message.events))
             if message.HasField("snapshot_end"):
                 break
-    assert sizes == [0, 10, 10, 5]
+    assert sizes == [0, 10, 10, 5, 0]
 
 
 async def test_a_live_subscriber_with_a_stop_is_not_called_behind_for_every_event() -> None:

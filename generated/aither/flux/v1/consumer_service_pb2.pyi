@@ -36,6 +36,7 @@ class Consumer(_message.Message):
     EXCLUSIVE_FIELD_NUMBER: _builtins.int
     MAX_OUTSTANDING_EVENTS_FIELD_NUMBER: _builtins.int
     START_AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    LEASE_DURATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1..63 characters of [a-z0-9-]."""
     max_deliveries: _builtins.int
@@ -58,6 +59,12 @@ class Consumer(_message.Message):
     def backoff_durations(self) -> _containers.RepeatedCompositeFieldContainer[_duration_pb2.Duration]:
         """Waits before the second, third, ... delivery; the last one repeats. None: 1 s, 5 s, 30 s."""
 
+    @_builtins.property
+    def lease_duration(self) -> _duration_pb2.Duration:
+        """Exclusive groups: the active member loses its place this long after its last message. 1 s..5 min.
+        Unset: 10 s.
+        """
+
     def __init__(
         self,
         *,
@@ -69,10 +76,11 @@ class Consumer(_message.Message):
         exclusive: _builtins.bool = ...,
         max_outstanding_events: _builtins.int = ...,
         start_after_sequence: _builtins.int | None = ...,
+        lease_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_start_after_sequence", b"_start_after_sequence", "ack_deadline_duration", b"ack_deadline_duration", "start_after_sequence", b"start_after_sequence"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_start_after_sequence", b"_start_after_sequence", "ack_deadline_duration", b"ack_deadline_duration", "lease_duration", b"lease_duration", "start_after_sequence", b"start_after_sequence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_start_after_sequence", b"_start_after_sequence", "ack_deadline_duration", b"ack_deadline_duration", "backoff_durations", b"backoff_durations", "exclusive", b"exclusive", "filters", b"filters", "max_deliveries", b"max_deliveries", "max_outstanding_events", b"max_outstanding_events", "name", b"name", "start_after_sequence", b"start_after_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_start_after_sequence", b"_start_after_sequence", "ack_deadline_duration", b"ack_deadline_duration", "backoff_durations", b"backoff_durations", "exclusive", b"exclusive", "filters", b"filters", "lease_duration", b"lease_duration", "max_deliveries", b"max_deliveries", "max_outstanding_events", b"max_outstanding_events", "name", b"name", "start_after_sequence", b"start_after_sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__start_after_sequence: _TypeAlias = _typing.Literal["start_after_sequence"]  # noqa: Y015
     _WhichOneofArgType__start_after_sequence: _TypeAlias = _typing.Literal["_start_after_sequence", b"_start_after_sequence"]  # noqa: Y015
@@ -91,6 +99,11 @@ class ConsumerState(_message.Message):
     OUTSTANDING_EVENTS_FIELD_NUMBER: _builtins.int
     PARKED_EVENTS_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    RETRYING_EVENTS_FIELD_NUMBER: _builtins.int
+    LEADER_EPOCH_FIELD_NUMBER: _builtins.int
+    DELIVERED_EVENTS_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_EVENTS_FIELD_NUMBER: _builtins.int
+    MISSED_EVENTS_FIELD_NUMBER: _builtins.int
     checkpoint_sequence: _builtins.int
     """Everything up to this is acknowledged or parked."""
     lag_events: _builtins.int
@@ -99,6 +112,16 @@ class ConsumerState(_message.Message):
     """Delivered and not yet acknowledged."""
     parked_events: _builtins.int
     """Parked."""
+    retrying_events: _builtins.int
+    """Waiting for their next delivery after a nack or a missed deadline."""
+    leader_epoch: _builtins.int
+    """Exclusive groups: how often the active member has changed."""
+    delivered_events: _builtins.int
+    """Deliveries since the group was made, each attempt counted."""
+    acknowledged_events: _builtins.int
+    """Acknowledged since the group was made."""
+    missed_events: _builtins.int
+    """Gone from the log before they were delivered: trimmed, expired or unreadable."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConsumerMember]:
         """Members that are connected."""
@@ -111,10 +134,15 @@ class ConsumerState(_message.Message):
         outstanding_events: _builtins.int = ...,
         parked_events: _builtins.int = ...,
         members: _abc.Iterable[Global___ConsumerMember] | None = ...,
+        retrying_events: _builtins.int = ...,
+        leader_epoch: _builtins.int = ...,
+        delivered_events: _builtins.int = ...,
+        acknowledged_events: _builtins.int = ...,
+        missed_events: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_sequence", b"checkpoint_sequence", "lag_events", b"lag_events", "members", b"members", "outstanding_events", b"outstanding_events", "parked_events", b"parked_events"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_events", b"acknowledged_events", "checkpoint_sequence", b"checkpoint_sequence", "delivered_events", b"delivered_events", "lag_events", b"lag_events", "leader_epoch", b"leader_epoch", "members", b"members", "missed_events", b"missed_events", "outstanding_events", b"outstanding_events", "parked_events", b"parked_events", "retrying_events", b"retrying_events"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

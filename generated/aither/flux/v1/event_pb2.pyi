@@ -66,6 +66,7 @@ class Event(_message.Message):
     CAUSATION_ID_FIELD_NUMBER: _builtins.int
     HOPS_FIELD_NUMBER: _builtins.int
     HEADERS_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Position in the log, 1 and up, strictly increasing in log order. Set by Flux when the event is
     appended; whatever a publisher puts here is overwritten. Gaps may appear where events expired.
@@ -118,6 +119,15 @@ class Event(_message.Message):
         them.
         """
 
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it stops to be of interest, by the wall clock of Flux (CloudEvents: `expirytime`). From
+        then on, give or take a few seconds, it is no longer in the log: those who read behind hear of
+        it as a `gap` (COMPACTED), those who followed live had it. The state of a subject whose newest
+        event expires is gone: GetLast has no answer until the next one. A publish after that moment is
+        refused with reason EXPIRED. Unset: never.
+        """
+
     def __init__(
         self,
         *,
@@ -133,10 +143,11 @@ class Event(_message.Message):
         causation_id: _builtins.str = ...,
         hops: _builtins.int = ...,
         headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload", "recorded_time", b"recorded_time", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "payload", b"payload", "recorded_time", b"recorded_time", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["causation_id", b"causation_id", "correlation_id", b"correlation_id", "headers", b"headers", "hops", b"hops", "id", b"id", "payload", b"payload", "recorded_time", b"recorded_time", "sequence", b"sequence", "source", b"source", "subject", b"subject", "time", b"time", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["causation_id", b"causation_id", "correlation_id", b"correlation_id", "expire_time", b"expire_time", "headers", b"headers", "hops", b"hops", "id", b"id", "payload", b"payload", "recorded_time", b"recorded_time", "sequence", b"sequence", "source", b"source", "subject", b"subject", "time", b"time", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -58,9 +58,13 @@ class _SlowPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SlowPolicy
     SLOW_POLICY_CATCH_UP: _SlowPolicy.ValueType  # 1
     """Deliver everything, from the log, as fast as it reads."""
     SLOW_POLICY_CONFLATE: _SlowPolicy.ValueType  # 2
-    """Skip to the newest event of each subject and tell what was left out by a `gap`."""
+    """When more waits than one message holds, skip to the newest event of each subject: a `gap`
+    (CONFLATED) comes first and tells the range, then the events that stand for it.
+    """
     SLOW_POLICY_DISCONNECT: _SlowPolicy.ValueType  # 3
-    """End the stream with `closing` and the position to resume from."""
+    """When it has fallen out of what is held in memory, end the stream with `closing` (TOO_SLOW) and
+    the position to resume from.
+    """
 
 class SlowPolicy(_SlowPolicy, metaclass=_SlowPolicyEnumTypeWrapper):
     """What Flux does for a subscriber that reads slower than events arrive."""
@@ -70,9 +74,13 @@ SLOW_POLICY_UNSPECIFIED: SlowPolicy.ValueType  # 0
 SLOW_POLICY_CATCH_UP: SlowPolicy.ValueType  # 1
 """Deliver everything, from the log, as fast as it reads."""
 SLOW_POLICY_CONFLATE: SlowPolicy.ValueType  # 2
-"""Skip to the newest event of each subject and tell what was left out by a `gap`."""
+"""When more waits than one message holds, skip to the newest event of each subject: a `gap`
+(CONFLATED) comes first and tells the range, then the events that stand for it.
+"""
 SLOW_POLICY_DISCONNECT: SlowPolicy.ValueType  # 3
-"""End the stream with `closing` and the position to resume from."""
+"""When it has fallen out of what is held in memory, end the stream with `closing` (TOO_SLOW) and
+the position to resume from.
+"""
 Global___SlowPolicy: _TypeAlias = SlowPolicy  # noqa: Y015
 
 class _GapReason:
@@ -86,9 +94,13 @@ class _GapReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GapReason.V
     GAP_REASON_TRIMMED: _GapReason.ValueType  # 1
     """Retention removed them before this subscriber came to them."""
     GAP_REASON_CONFLATED: _GapReason.ValueType  # 2
-    """Skipped by the policy CONFLATE."""
+    """Skipped by the policy CONFLATE. What stands for them comes after the gap, inside its range."""
     GAP_REASON_UNREADABLE: _GapReason.ValueType  # 3
-    """They could not be read from the disk."""
+    """They were damaged on the disk and taken out by a repair."""
+    GAP_REASON_COMPACTED: _GapReason.ValueType  # 4
+    """Retention by subject, or expiry, removed single events. Those of the range that are left come
+    after the gap.
+    """
 
 class GapReason(_GapReason, metaclass=_GapReasonEnumTypeWrapper):
     """Why events are missing."""
@@ -98,9 +110,13 @@ GAP_REASON_UNSPECIFIED: GapReason.ValueType  # 0
 GAP_REASON_TRIMMED: GapReason.ValueType  # 1
 """Retention removed them before this subscriber came to them."""
 GAP_REASON_CONFLATED: GapReason.ValueType  # 2
-"""Skipped by the policy CONFLATE."""
+"""Skipped by the policy CONFLATE. What stands for them comes after the gap, inside its range."""
 GAP_REASON_UNREADABLE: GapReason.ValueType  # 3
-"""They could not be read from the disk."""
+"""They were damaged on the disk and taken out by a repair."""
+GAP_REASON_COMPACTED: GapReason.ValueType  # 4
+"""Retention by subject, or expiry, removed single events. Those of the range that are left come
+after the gap.
+"""
 Global___GapReason: _TypeAlias = GapReason  # noqa: Y015
 
 class _ClosingReason:
@@ -213,9 +229,30 @@ class PublishRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ExpectedSubjectSequencesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     EVENTS_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
     EXPECTED_LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    EXPECTED_SUBJECT_SEQUENCES_FIELD_NUMBER: _builtins.int
     durability: Global___Durability.ValueType
     """How safe before the answer. Unset: the log's default."""
     expected_last_sequence: _builtins.int
@@ -227,16 +264,25 @@ class PublishRequest(_message.Message):
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
         """1..4096 events, 4 MiB encoded in all, 1 MiB each. Order is kept."""
 
+    @_builtins.property
+    def expected_subject_sequences(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """If set, append only when the newest event of each subject named stands at exactly this sequence
+        (0: the subject has no event in the log): compare and set of a state. Otherwise
+        FAILED_PRECONDITION with reason WRONG_LAST_SEQUENCE, and `subject` and `actual` in the metadata.
+        64 subjects at most.
+        """
+
     def __init__(
         self,
         *,
         events: _abc.Iterable[_event_pb2.Event] | None = ...,
         durability: Global___Durability.ValueType = ...,
         expected_last_sequence: _builtins.int | None = ...,
+        expected_subject_sequences: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_last_sequence", b"_expected_last_sequence", "expected_last_sequence", b"expected_last_sequence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_last_sequence", b"_expected_last_sequence", "durability", b"durability", "events", b"events", "expected_last_sequence", b"expected_last_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_last_sequence", b"_expected_last_sequence", "durability", b"durability", "events", b"events", "expected_last_sequence", b"expected_last_sequence", "expected_subject_sequences", b"expected_subject_sequences"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_last_sequence: _TypeAlias = _typing.Literal["expected_last_sequence"]  # noqa: Y015
     _WhichOneofArgType__expected_last_sequence: _TypeAlias = _typing.Literal["_expected_last_sequence", b"_expected_last_sequence"]  # noqa: Y015
@@ -725,22 +771,26 @@ class Gap(_message.Message):
     FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
     TO_SEQUENCE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    MISSING_EVENTS_FIELD_NUMBER: _builtins.int
     from_sequence: _builtins.int
     """First sequence that is missing."""
     to_sequence: _builtins.int
     """Last sequence that is missing."""
     reason: Global___GapReason.ValueType
     """Why."""
+    missing_events: _builtins.int
+    """How many events of the range are gone, matching or not. 0: not known."""
     def __init__(
         self,
         *,
         from_sequence: _builtins.int = ...,
         to_sequence: _builtins.int = ...,
         reason: Global___GapReason.ValueType = ...,
+        missing_events: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_sequence", b"from_sequence", "reason", b"reason", "to_sequence", b"to_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_sequence", b"from_sequence", "missing_events", b"missing_events", "reason", b"reason", "to_sequence", b"to_sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -787,6 +837,7 @@ class ConsumeRequest(_message.Message):
     ACK_FIELD_NUMBER: _builtins.int
     NACK_FIELD_NUMBER: _builtins.int
     EXTEND_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___OpenConsume:
         """First message: join the group."""
@@ -807,6 +858,10 @@ class ConsumeRequest(_message.Message):
     def extend(self) -> Global___Extend:
         """Still at work on these."""
 
+    @_builtins.property
+    def heartbeat(self) -> Global___MemberHeartbeat:
+        """Still alive."""
+
     def __init__(
         self,
         *,
@@ -815,16 +870,37 @@ class ConsumeRequest(_message.Message):
         ack: Global___Ack | None = ...,
         nack: Global___Nack | None = ...,
         extend: Global___Extend | None = ...,
+        heartbeat: Global___MemberHeartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "credit", b"credit", "extend", b"extend", "nack", b"nack", "open", b"open"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "credit", b"credit", "extend", b"extend", "heartbeat", b"heartbeat", "nack", b"nack", "open", b"open"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "credit", b"credit", "extend", b"extend", "nack", b"nack", "open", b"open"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "credit", b"credit", "extend", b"extend", "heartbeat", b"heartbeat", "nack", b"nack", "open", b"open"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["open", "credit", "ack", "nack", "extend"]  # noqa: Y015
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["open", "credit", "ack", "nack", "extend", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
 
 Global___ConsumeRequest: _TypeAlias = ConsumeRequest  # noqa: Y015
+
+@_typing.final
+class MemberHeartbeat(_message.Message):
+    """Says that the member lives, and renews the lease of the active member of an exclusive group. Send
+    it every third of the lease, and from the loop that does the work, so that a stalled leader loses
+    its lease.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberHeartbeat: _TypeAlias = MemberHeartbeat  # noqa: Y015
 
 @_typing.final
 class OpenConsume(_message.Message):
@@ -987,6 +1063,8 @@ class ConsumeResponse(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     CLOSING_FIELD_NUMBER: _builtins.int
     LEASE_LOST_FIELD_NUMBER: _builtins.int
+    LEADERSHIP_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery]:
         """Events to handle."""
@@ -1007,6 +1085,16 @@ class ConsumeResponse(_message.Message):
     def lease_lost(self) -> Global___LeaseLost:
         """These deliveries are no longer this member's: stop work on them."""
 
+    @_builtins.property
+    def leadership(self) -> Global___Leadership:
+        """Exclusive groups: whether this member is the active one. Comes after `opened` and with every
+        change.
+        """
+
+    @_builtins.property
+    def refused(self) -> Global___ActionRefused:
+        """What was asked for could not be done; the stream goes on."""
+
     def __init__(
         self,
         *,
@@ -1015,16 +1103,80 @@ class ConsumeResponse(_message.Message):
         progress: Global___Progress | None = ...,
         closing: Global___Closing | None = ...,
         lease_lost: Global___LeaseLost | None = ...,
+        leadership: Global___Leadership | None = ...,
+        refused: Global___ActionRefused | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "control", b"control", "lease_lost", b"lease_lost", "opened", b"opened", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "control", b"control", "leadership", b"leadership", "lease_lost", b"lease_lost", "opened", b"opened", "progress", b"progress", "refused", b"refused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "control", b"control", "deliveries", b"deliveries", "lease_lost", b"lease_lost", "opened", b"opened", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "control", b"control", "deliveries", b"deliveries", "leadership", b"leadership", "lease_lost", b"lease_lost", "opened", b"opened", "progress", b"progress", "refused", b"refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_control: _TypeAlias = _typing.Literal["opened", "progress", "closing", "lease_lost"]  # noqa: Y015
+    _WhichOneofReturnType_control: _TypeAlias = _typing.Literal["opened", "progress", "closing", "lease_lost", "leadership", "refused"]  # noqa: Y015
     _WhichOneofArgType_control: _TypeAlias = _typing.Literal["control", b"control"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_control) -> _WhichOneofReturnType_control | None: ...
 
 Global___ConsumeResponse: _TypeAlias = ConsumeResponse  # noqa: Y015
+
+@_typing.final
+class Leadership(_message.Message):
+    """Who leads an exclusive group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    LEADER_EPOCH_FIELD_NUMBER: _builtins.int
+    LEASE_DURATION_FIELD_NUMBER: _builtins.int
+    active: _builtins.bool
+    """Whether this member gets events. When it turns false all its deliveries are taken back: stop."""
+    leader_epoch: _builtins.int
+    """Rises with every change of the active member; put it into whatever is written, so that what an
+    old member writes can be refused.
+    """
+    @_builtins.property
+    def lease_duration(self) -> _duration_pb2.Duration:
+        """The active member's lease ends this long after its last message. Another takes over then."""
+
+    def __init__(
+        self,
+        *,
+        active: _builtins.bool = ...,
+        leader_epoch: _builtins.int = ...,
+        lease_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease_duration", b"lease_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "leader_epoch", b"leader_epoch", "lease_duration", b"lease_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Leadership: _TypeAlias = Leadership  # noqa: Y015
+
+@_typing.final
+class ActionRefused(_message.Message):
+    """Ack ids that did not work."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACK_IDS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    message: _builtins.str
+    """Why, in words."""
+    @_builtins.property
+    def ack_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which: unknown, expired, or replaced by a newer delivery."""
+
+    def __init__(
+        self,
+        *,
+        ack_ids: _abc.Iterable[_builtins.str] | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_ids", b"ack_ids", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActionRefused: _TypeAlias = ActionRefused  # noqa: Y015
 
 @_typing.final
 class LeaseLost(_message.Message):
@@ -1256,16 +1408,21 @@ Global___GetLastResponse: _TypeAlias = GetLastResponse  # noqa: Y015
 
 @_typing.final
 class GetStreamInfoRequest(_message.Message):
-    """Nothing to choose."""
+    """How much to tell."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    MAX_SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
+    max_subscriptions: _builtins.int
+    """Most subscriptions in the answer, 1..1000. Unset (0): 1,000, or as many as fit into 2 MiB."""
     def __init__(
         self,
+        *,
+        max_subscriptions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_subscriptions", b"max_subscriptions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1276,6 +1433,26 @@ class GetStreamInfoResponse(_message.Message):
     """The log and its readers."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MissedEventsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     LOG_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
@@ -1292,6 +1469,9 @@ class GetStreamInfoResponse(_message.Message):
     DUPLICATE_EVENTS_FIELD_NUMBER: _builtins.int
     RING_READS_FIELD_NUMBER: _builtins.int
     LOG_READS_FIELD_NUMBER: _builtins.int
+    MISSED_EVENTS_FIELD_NUMBER: _builtins.int
+    RETIRED_EVENTS_FIELD_NUMBER: _builtins.int
+    EXPIRED_EVENTS_FIELD_NUMBER: _builtins.int
     log: _builtins.str
     """Which log: "memory", "sqlite", "jetstream"."""
     epoch: _builtins.str
@@ -1320,9 +1500,19 @@ class GetStreamInfoResponse(_message.Message):
     """Batches that subscribers read from memory since this process started."""
     log_reads: _builtins.int
     """Batches that subscribers had to read from the log since this process started."""
+    retired_events: _builtins.int
+    """Events that retention took out of the log since this process started."""
+    expired_events: _builtins.int
+    """Events of them that had expired."""
     @_builtins.property
     def subscriptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubscriptionInfo]:
         """Who follows, at most 1,000, in order of arrival."""
+
+    @_builtins.property
+    def missed_events(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Events that subscribers were told as missing since this process started, each counted once a
+        subscriber, by the name of the reason: "TRIMMED", "CONFLATED", "UNREADABLE", "COMPACTED".
+        """
 
     def __init__(
         self,
@@ -1342,10 +1532,13 @@ class GetStreamInfoResponse(_message.Message):
         duplicate_events: _builtins.int = ...,
         ring_reads: _builtins.int = ...,
         log_reads: _builtins.int = ...,
+        missed_events: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        retired_events: _builtins.int = ...,
+        expired_events: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "delivered_events", b"delivered_events", "duplicate_events", b"duplicate_events", "epoch", b"epoch", "events", b"events", "first_sequence", b"first_sequence", "last_sequence", b"last_sequence", "log", b"log", "log_reads", b"log_reads", "published_events", b"published_events", "refused_events", b"refused_events", "ring_reads", b"ring_reads", "subjects", b"subjects", "subscription_count", b"subscription_count", "subscriptions", b"subscriptions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "delivered_events", b"delivered_events", "duplicate_events", b"duplicate_events", "epoch", b"epoch", "events", b"events", "expired_events", b"expired_events", "first_sequence", b"first_sequence", "last_sequence", b"last_sequence", "log", b"log", "log_reads", b"log_reads", "missed_events", b"missed_events", "published_events", b"published_events", "refused_events", b"refused_events", "retired_events", b"retired_events", "ring_reads", b"ring_reads", "subjects", b"subjects", "subscription_count", b"subscription_count", "subscriptions", b"subscriptions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1364,6 +1557,9 @@ class SubscriptionInfo(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     DELIVERED_EVENTS_FIELD_NUMBER: _builtins.int
     CONNECTED_TIME_FIELD_NUMBER: _builtins.int
+    FILTER_COUNT_FIELD_NUMBER: _builtins.int
+    SLOW_POLICY_FIELD_NUMBER: _builtins.int
+    MISSED_EVENTS_FIELD_NUMBER: _builtins.int
     client_name: _builtins.str
     """`SubscribeRequest.client_name`, or the peer's address."""
     position_sequence: _builtins.int
@@ -1374,9 +1570,15 @@ class SubscriptionInfo(_message.Message):
     """How it is doing."""
     delivered_events: _builtins.int
     """Events sent to it."""
+    filter_count: _builtins.int
+    """How many filters it has; `filters` shows the first eight."""
+    slow_policy: Global___SlowPolicy.ValueType
+    """Its slow policy."""
+    missed_events: _builtins.int
+    """Events it was told as missing."""
     @_builtins.property
     def filters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What it follows."""
+        """What it follows: the first eight filters."""
 
     @_builtins.property
     def connected_time(self) -> _timestamp_pb2.Timestamp:
@@ -1392,10 +1594,13 @@ class SubscriptionInfo(_message.Message):
         state: Global___SubscriptionState.ValueType = ...,
         delivered_events: _builtins.int = ...,
         connected_time: _timestamp_pb2.Timestamp | None = ...,
+        filter_count: _builtins.int = ...,
+        slow_policy: Global___SlowPolicy.ValueType = ...,
+        missed_events: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["connected_time", b"connected_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_name", b"client_name", "connected_time", b"connected_time", "delivered_events", b"delivered_events", "filters", b"filters", "lag_events", b"lag_events", "position_sequence", b"position_sequence", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_name", b"client_name", "connected_time", b"connected_time", "delivered_events", b"delivered_events", "filter_count", b"filter_count", "filters", b"filters", "lag_events", b"lag_events", "missed_events", b"missed_events", "position_sequence", b"position_sequence", "slow_policy", b"slow_policy", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

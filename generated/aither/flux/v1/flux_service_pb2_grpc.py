@@ -93,8 +93,10 @@ class FluxServiceServicer:
         was stored within the idempotency window (the last 131,072 events; it survives restarts) is not
         stored again and returns its first sequence.
         INVALID_ARGUMENT: a field is wrong, nothing was stored. FAILED_PRECONDITION with reason
-        HOPS_EXCEEDED: a feedback loop. RESOURCE_EXHAUSTED: the write queue or the disk is full, or the
-        batch is too large. UNAVAILABLE: shutting down, or the disk failed; repeat with the same ids.
+        HOPS_EXCEEDED: a feedback loop; WRONG_LAST_SEQUENCE: an expectation is wrong; EXPIRED: too late.
+        RESOURCE_EXHAUSTED: the write queue or the disk is full, the source is over its quota
+        (QUOTA_EXCEEDED, with the time to wait), or the batch is too large. UNAVAILABLE: shutting down, or
+        the disk failed; repeat with the same ids.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,7 +110,8 @@ class FluxServiceServicer:
         the others are appended together. The stream ends with OK when the client half-closes and
         everything sent is answered; with UNAVAILABLE when Flux drains or the log fails, and then what
         was not answered may or may not be stored: repeat it with the same ids on another stream.
-        Nothing that was sent after a batch that failed is stored, so a repeat keeps the order.
+        Nothing that was sent after a batch that failed is stored, so a repeat keeps the order. A full
+        write queue and a quota slow the stream; they do not end it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
