@@ -30,8 +30,8 @@ up: setup ## Start the nervous system and follow its events; Ctrl-C drains and e
 	@exec $(BIN)/aither up $(ARGS)
 
 .PHONY: test
-test: setup ## Run the tests, without those marked interop or slow
-	@exec $(PY) -m pytest -q $(ARGS)
+test: setup ## Run the tests, without those marked interop or slow, on all cores
+	@exec $(PY) -m pytest -q -n auto --dist worksteal $(ARGS)
 
 .PHONY: check
 check: setup check-code check-imports check-proto check-generated check-k8s ## All that can be said without running it: style, types, floors, protos, manifests

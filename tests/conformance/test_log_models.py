@@ -200,11 +200,10 @@ class SqliteMachine(LogMachine):
 
 
 TestMemoryModel = MemoryMachine.TestCase
-TestMemoryModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestMemoryModel.settings = settings(max_examples=60, stateful_step_count=40)
 TestSqliteModel = SqliteMachine.TestCase
 TestSqliteModel.settings = settings(
     max_examples=15,
     stateful_step_count=30,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -82,7 +82,7 @@ def test_a_stall_of_the_caller_skips_what_was_missed_instead_of_catching_up() ->
     assert schedule.next_s() == pytest.approx(11.0 + phase("a"))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.integers(1, 30),
     st.integers(1, 4),
@@ -166,7 +166,7 @@ def test_a_changed_interval_does_not_start_a_second_run_beside_the_first() -> No
     assert len(schedule.start(3.0, 1)) == 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_any_order_of_calls_keeps_one_run_a_target_and_never_loses_one(data: st.DataObject) -> None:
     schedule = Schedule()

@@ -64,7 +64,7 @@ async def test_a_place_given_to_a_waiter_that_is_cancelled_goes_to_the_next() ->
     assert cancelled.cancelled()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 3),
     st.integers(0, 4),

@@ -111,7 +111,7 @@ class Model:
         raise AssertionError("the buffer does not drain")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(OPERATIONS, max_size=60), st.sampled_from(["wait", "refuse", "drop_oldest"]))
 def test_nothing_is_lost_doubled_or_reordered(
     operations: list[tuple[str, int]], when_full: WhenFull
