@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from aither_cli import publish, status, tail, up
+from aither_cli import publish, stalls, status, tail, up
 from aither_cli.failures import told_of
 from aither_cli.teller import let_go_of_stdout
 
@@ -18,6 +18,7 @@ Examples:
   aither status                          is it well?
   aither tail 'pulse.>'                  what does the heartbeat say?
   aither publish demo.hello '{"a": 1}'   say something yourself
+  aither stalls                          which line held up which loop?
 """
 
 app = typer.Typer(
@@ -57,6 +58,7 @@ app.command(epilog=up.EPILOG)(up.up)
 app.command(epilog=status.EPILOG)(status.status)
 app.command(epilog=tail.EPILOG)(tail.tail)
 app.command(epilog=publish.EPILOG)(publish.publish)
+app.add_typer(stalls.app, name="stalls")
 
 
 def main() -> NoReturn:

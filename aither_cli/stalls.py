@@ -1,0 +1,272 @@
+"""`aither stalls`: which lines held up which loop, and what to do about them."""
+
+from __future__ import annotations
+
+import asyncio
+import json as jsons
+import linecache
+import sys
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aither_cli.failures import Failure
+from aither_cli.options import Config, FluxAddress, PortBase, flux_address
+
+if TYPE_CHECKING:
+    import grpc
+
+    from aither.flux.v1.event_pb2 import Event
+    from aither.runtime.v1.runtime_events_pb2 import Stall
+
+EPILOG = """\b
+Examples:
+  aither stalls                       the newest twenty
+  aither stalls --service gateway     of one service
+  aither stalls show 7f3a             its stack, and what to do about it
+  aither stalls --json | jq .culprit
+\b
+They are read from Flux (`runtime.<service>.stall`). Exit: 0, also when there are none; 1 failed.
+"""
+_PAGE_EVENTS = 500
+_LOOKED_AT_EVENTS = 100_000
+"""Events of stalls searched for one that is asked for by its id."""
+_SHOWN_ID = 8
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the log says of one stall."""
+
+    stall: Stall
+    sequence: int
+    """Of the event that says it."""
+    ended: bool
+    """False: nobody has said that it ended. It still lasts, or the service died in it."""
+
+
+@app.callback(invoke_without_command=True, epilog=EPILOG)
+def stalls(
+    context: typer.Context,
+    service: Annotated[
+        str | None, typer.Option("--service", metavar="NAME", help="Only of this service.")
+    ] = None,
+    most: Annotated[
+        int, typer.Option("--max", min=1, max=10_000, metavar="N", help="So many, newest first.")
+    ] = 20,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    flux: FluxAddress = None,
+    config: Config = None,
+    port_base: PortBase = None,
+) -> None:
+    """List what held up event loops: cause, culprit, how long, in which trace."""
+    if context.invoked_subcommand is not None:
+        return
+    address = flux_address(flux, config, port_base)
+    found = _read(address, _filter(service), most)
+    if json:
+        for told in found:
+            typer.echo(jsons.dumps(as_json(told)))
+        return
+    if not found:
+        whose = f" of {service}" if service else ""
+        sys.stderr.write(f"aither: no stall{whose} stands in the log\n")
+        return
+    _show_table(found)
+
+
+@app.command()
+def show(
+    stall_id: Annotated[str, typer.Argument(metavar="ID", help="The id, or how it begins.")],
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    flux: FluxAddress = None,
+    config: Config = None,
+    port_base: PortBase = None,
+) -> None:
+    """Tell one stall in full: the stack, the figures, and what to do about this kind."""
+    found = _read(flux_address(flux, config, port_base), _filter(None), 2, stall_id)
+    if not found:
+        raise Failure(f'no stall with an id that begins with "{stall_id}"; see `aither stalls`')
+    if len(found) > 1:
+        raise Failure(
+            f'more than one stall has an id that begins with "{stall_id}"; write more of it'
+        )
+    if json:
+        typer.echo(jsons.dumps(as_json(found[0])))
+        return
+    for line in in_full(found[0]):
+        typer.echo(line)
+
+
+def fold(events: Iterable[Event], begins: str = "") -> list[Told]:
+    """The stalls that events tell of, newest first; `events` come newest first, too.
+
+    The end of a stall and its detection are one stall: what was said last counts.
+    """
+    from aither.runtime.v1.runtime_events_pb2 import LoopStallDetected, LoopStalled
+    from aither_cli.payloads import unpacked
+
+    found: dict[str, Told] = {}
+    for event in events:
+        news = unpacked(event.payload)
+        if isinstance(news, LoopStalled | LoopStallDetected):
+            stall = news.stall
+            if stall.stall_id.startswith(begins):
+                told = Told(stall, event.sequence, isinstance(news, LoopStalled))
+                found.setdefault(stall.stall_id, told)
+    return list(found.values())
+
+
+def as_json(told: Told) -> dict[str, Any]:
+    """For programs: the message as ProtoJSON and what the log adds."""
+    from aither_cli.payloads import as_json as proto_json
+
+    return {
+        **proto_json(told.stall, proto_names=True),
+        "trace_id": trace_id(told.stall),
+        "ended": told.ended,
+        "sequence": told.sequence,
+    }
+
+
+def in_full(told: Told) -> list[str]:
+    """`aither stalls show`."""
+    from aither_cli.payloads import printable
+    from aither_cli.rendering import seconds
+    from aither_cli.stall_advice import advice
+
+    stall = told.stall
+    at = stall.culprit
+    lasted = "" if told.ended else ", and nobody has said that it ended"
+    figures = [f"blocked for {seconds(stall.stall_duration)}{lasted}"]
+    for name, duration in (
+        ("CPU of the loop", stall.loop_cpu_duration),
+        ("of the process", stall.process_cpu_duration),
+        ("garbage collection", stall.gc_duration),
+    ):
+        figures.append(f"{name} {seconds(duration)}")
+    if stall.wchan:
+        figures.append(f"the kernel says {stall.wchan}")
+    source = linecache.getline(at.file_path, at.line_number).strip() if at.file_path else ""
+    rows = [
+        ("stall", stall.stall_id),
+        ("when", _moment(stall)),
+        ("service", stall.service),
+        ("cause", _cause(stall)),
+        ("culprit", f"{_place(stall)}{f'   {source}' if source else ''}"),
+        ("task", stall.task_name or "a bare callback"),
+        ("trace", trace_id(stall) or "none was open"),
+        ("figures", "; ".join(figures)),
+    ]
+    lines = [f"{name:<8} {printable(value)}" for name, value in rows]
+    lines += ["", "Stack, innermost last:"]
+    lines += [f"  {printable(line)}" for line in stall.stacktrace.rstrip().splitlines()]
+    lines += ["", "What to do:"]
+    lines += [f"  {sentence}" for sentence in advice(stall, source)]
+    return lines
+
+
+def trace_id(stall: Stall) -> str:
+    """Of the trace that it interrupted; empty where there was none."""
+    parts = stall.traceparent.split("-")
+    return parts[1] if len(parts) == 4 else ""
+
+
+def _read(address: str, subject: str, most: int, begins: str = "") -> list[Told]:
+    from aither_cli.dialing import ask, quiet_logs
+
+    quiet_logs()
+
+    async def look(channel: grpc.aio.Channel) -> list[Told]:
+        events = []
+        async for event in _newest_first(channel, subject):
+            events.append(event)
+            if len(events) % _PAGE_EVENTS == 0 and len(fold(events, begins)) > most:
+                break
+        return fold(events, begins)[:most]
+
+    return asyncio.run(ask(address, look))
+
+
+async def _newest_first(channel: grpc.aio.Channel, subject: str) -> AsyncIterator[Event]:
+    from aither.flux.v1 import flux_service_pb2 as pb
+    from aither.flux.v1.flux_service_pb2_grpc import FluxServiceStub
+
+    stub = FluxServiceStub(channel)
+    begin, looked_at = 0, 0
+    while looked_at < _LOOKED_AT_EVENTS:
+        page = await stub.Read(
+            pb.ReadRequest(
+                filters=[subject],
+                direction=pb.READ_DIRECTION_BACKWARD,
+                from_sequence=begin,
+                max_events=_PAGE_EVENTS,
+            )
+        )
+        for event in page.events:
+            yield event
+        looked_at += len(page.events)
+        begin = page.next_sequence
+        if page.end_reached or not begin:
+            return
+
+
+def _filter(service: str | None) -> str:
+    return f"runtime.{service or '*'}.stall"
+
+
+def _show_table(found: list[Told]) -> None:
+    from aither_cli.payloads import printable
+    from aither_cli.rendering import seconds
+    from aither_cli.teller import columns, rich_table
+
+    head = ("when", "service", "cause", "blocked", "culprit", "trace", "id")
+    rows = [
+        tuple(
+            printable(cell)
+            for cell in (
+                _moment(told.stall),
+                told.stall.service,
+                _cause(told.stall),
+                seconds(told.stall.stall_duration) + ("" if told.ended else ", open"),
+                _place(told.stall),
+                trace_id(told.stall) or "-",
+                told.stall.stall_id[:_SHOWN_ID],
+            )
+        )
+        for told in found
+    ]
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(highlight=False).print(rich_table(head, rows))
+    else:
+        typer.echo("\n".join(columns([head, *rows])))
+
+
+def _moment(stall: Stall) -> str:
+    from datetime import UTC
+
+    try:
+        return stall.start_time.ToDatetime(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError):
+        return f"{stall.start_time.seconds}s"
+
+
+def _cause(stall: Stall) -> str:
+    from aither.runtime.v1 import runtime_events_pb2
+    from aither_cli.rendering import plain_name
+
+    name = plain_name(runtime_events_pb2.StallCause, stall.cause).lower()
+    return "unknown" if name == "unspecified" else name
+
+
+def _place(stall: Stall) -> str:
+    at = stall.culprit
+    if not at.file_path:
+        return at.function_name or "no user code"
+    return f"{at.function_name} ({at.file_path}:{at.line_number})"
