@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import random
-import socket
 from collections.abc import Iterable, Sequence
 
 from aither_cli.failures import Failure
 from aither_cli.services import Place
+from aither_sdk.listening import bind_fault
 
 OFFSETS = (1, 2, 3, 80, 101, 102, 103, 104, 105)
 """What the services add to the port base."""
@@ -17,25 +17,11 @@ _BASES = range(20_000, 32_000)
 _ATTEMPTS = 200
 
 
-def port_fault(host: str, port: int) -> OSError | None:
-    """Why this process cannot listen there, or None. Binds for a moment, connects nowhere."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As a server of ours does: connections that linger from the run before are no obstacle.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError as error:
-            return error
-    return None
-
-
 def check_ports(places: Iterable[Place]) -> None:
     """Raises Failure naming the first port that cannot be had, its service, and what to do."""
     for place in places:
         for what, port in (("", place.port), ("health ", place.health_port)):
-            fault = None if port is None else port_fault(place.bind, port)
+            fault = None if port is None else bind_fault(place.bind, port)
             if fault is not None and port is not None:
                 raise Failure(_told(place, what, port, fault))
 
@@ -45,7 +31,7 @@ def free_base(rng: random.Random | None = None) -> int:
     rng = rng or random.Random()
     for _ in range(_ATTEMPTS):
         base = rng.choice(_BASES)
-        if all(port_fault("127.0.0.1", base + offset) is None for offset in OFFSETS):
+        if all(bind_fault("127.0.0.1", base + offset) is None for offset in OFFSETS):
             return base
     raise Failure("found no free ports; name a base yourself with --port-base")
 

@@ -17,7 +17,8 @@ import time
 from aither_sdk.beat import BeatCell
 from aither_sdk.errors import AitherError
 from aither_sdk.health import HealthBoard
-from aither_sdk.server import open_server, why_not_bind
+from aither_sdk.listening import bind_fault
+from aither_sdk.server import open_server
 from aither_sdk.witness.verdict import judge
 
 _POLL_S = 0.05
@@ -53,10 +54,10 @@ async def _until_free(bind: str, port: int) -> None:
     """Waits a moment for a taken port: after a crash of the service, the witness before this one
     may still be on its way out."""
     end_s = time.monotonic() + _PORT_PATIENCE_S
-    taken = why_not_bind(bind, port) is not None
+    taken = bind_fault(bind, port) is not None
     while port and taken and time.monotonic() < end_s:
         await asyncio.sleep(_POLL_S)
-        taken = why_not_bind(bind, port) is not None
+        taken = bind_fault(bind, port) is not None
 
 
 def _say(**fields: str) -> None:

@@ -12,20 +12,21 @@ import pytest
 from aither_cli import data_dir as rooms
 from aither_cli.data_dir import ChildLog, held
 from aither_cli.failures import Failure
-from aither_cli.ports import OFFSETS, check_ports, free_base, port_fault
+from aither_cli.ports import OFFSETS, check_ports, free_base
 from aither_cli.services import Place, chosen, installed, place_of
+from aither_sdk.listening import bind_fault
 from aither_sdk.settings import Settings
 
 
 def test_a_free_base_has_all_its_ports_free() -> None:
     base = free_base(random.Random(1))
-    assert all(port_fault("127.0.0.1", base + offset) is None for offset in OFFSETS)
+    assert all(bind_fault("127.0.0.1", base + offset) is None for offset in OFFSETS)
 
 
 def test_a_port_that_somebody_listens_on_is_named_with_who_and_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert port_fault("127.0.0.1", port) is not None
+        assert bind_fault("127.0.0.1", port) is not None
         with pytest.raises(Failure, match=f"port {port} of flux is taken") as raised:
             check_ports([Place("flux", "127.0.0.1", port, 0)])
         assert f"by pid {os.getpid()}" in str(raised.value)
@@ -47,7 +48,7 @@ def test_connections_that_linger_do_not_make_a_port_taken() -> None:
         accepted, _ = server.accept()
         accepted.close()  # the side that closes first is the one that lingers
         client.close()
-    assert port_fault("127.0.0.1", port) is None
+    assert bind_fault("127.0.0.1", port) is None
 
 
 def test_places_follow_the_port_base() -> None:
