@@ -25,6 +25,8 @@ from aither_sdk.rpc_status import from_rpc_error
 
 CALL_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 2.0
+_HTTP2_OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""The preface and empty settings, RFC 9113, section 3.4."""
 _DETAILS = "grpc-status-details-bin"
 """Metadata that our servers, and no gRPC library by itself, send with an error."""
 
@@ -71,6 +73,9 @@ async def _explained(error: AitherError, address: str, who: str, option: str) ->
     if fault is None and isinstance(error, DeadlineExceeded):
         told = f"{who} at {address} did not answer in time; see `aither status`, then try again"
         return Failure(told)
+    if fault is None and await is_silent(address):
+        told = f"{address} accepts connections but does not answer"
+        return Failure(f"{told}; is {who} stopped, or held up? See `aither status`")
     if fault is None:
         return Failure(f"{address} is there but does not speak gRPC; {name_it}")
     if isinstance(fault, socket.gaierror):
@@ -91,6 +96,25 @@ async def tcp_fault(address: str) -> OSError | None:
         return error
     writer.close()
     return None
+
+
+async def is_silent(address: str) -> bool:
+    """Whether somebody listens there who says nothing: the kernel accepts connections for a process
+    that is stopped. Any server answers these bytes, by HTTP/2 settings or by a refusal."""
+    host, port = split_address(address)
+    try:
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(_HTTP2_OPENING)
+                await reader.read(1)
+            finally:
+                writer.close()
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 async def health(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +53,7 @@ def publish(
     """Publish one event and print where it stands in the log."""
     address = flux_address(flux, config, port_base)
     from aither_cli.dialing import quiet_logs
+    from aither_cli.interrupts import run_interruptible
     from aither_sdk.event_rules import check_event, check_event_size
     from aither_sdk.events import new_event
 
@@ -63,7 +63,7 @@ def publish(
     event = new_event(subject, payload, source=source, id=event_id, headers=_headers(header or []))
     check_event(event)
     check_event_size(event.ByteSize())
-    result = asyncio.run(_publish(address, event))
+    result = run_interruptible(_publish(address, event))
     if result.duplicate:
         typer.echo(f"{subject} was stored before as {result.sequence}: same source and id")
     else:

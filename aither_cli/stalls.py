@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json as jsons
 import linecache
 import sys
@@ -178,6 +177,7 @@ def trace_id(stall: Stall) -> str:
 
 def _read(address: str, subject: str, most: int, begins: str = "") -> list[Told]:
     from aither_cli.dialing import ask, quiet_logs
+    from aither_cli.interrupts import run_interruptible
 
     quiet_logs()
 
@@ -189,7 +189,7 @@ def _read(address: str, subject: str, most: int, begins: str = "") -> list[Told]
                 break
         return fold(events, begins)[:most]
 
-    return asyncio.run(ask(address, look))
+    return run_interruptible(ask(address, look))
 
 
 async def _newest_first(channel: grpc.aio.Channel, subject: str) -> AsyncIterator[Event]:

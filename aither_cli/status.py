@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json as jsons
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -39,11 +38,12 @@ def status(
     names = chosen(only)
     settings = settings_of(config, port_base)
     from aither_cli.dialing import quiet_logs
+    from aither_cli.interrupts import run_interruptible
     from aither_cli.survey import take_survey
 
     quiet_logs()
     places = [place_of(name, settings) for name in names]
-    survey = asyncio.run(take_survey(places, settings.flux.address))
+    survey = run_interruptible(take_survey(places, settings.flux.address))
     if json:
         typer.echo(jsons.dumps(survey.as_json(), indent=2))
     else:

@@ -51,6 +51,10 @@ class ServiceFinding:
     """As the service told when it started. None: it did not, or its words cannot be had."""
     version: str = ""
 
+    @property
+    def reached(self) -> bool:
+        return self.state != NOT_REACHED
+
 
 @dataclass(frozen=True, slots=True)
 class Survey:
@@ -62,7 +66,7 @@ class Survey:
 
     @property
     def reached(self) -> bool:
-        return any(service.state != NOT_REACHED for service in self.services)
+        return any(service.reached for service in self.services)
 
     @property
     def well(self) -> bool:
@@ -97,6 +101,8 @@ class Survey:
                 f"{info.first_sequence} to {info.last_sequence}, {info.subjects} subjects, "
                 f"{info.subscription_count} subscribers"
             )
+        elif any(service.name == "flux" and service.reached for service in self.services):
+            lines.append(f"log      not known: Flux did not answer within {_TIMEOUT_S:g} s")
         if self.targets is not None:
             counts = Counter(plain_name(TargetState, status.state) for status in self.targets)
             told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,7 @@ from aither_cli.teller import let_go_of_stdout
 
 if TYPE_CHECKING:
     from aither.flux.v1.flux_service_pb2 import Gap
+    from aither_sdk.errors import OutOfRange
     from aither_sdk.subscriber import Start, SubscriberState
 
 EPILOG = """\b
@@ -54,14 +54,20 @@ def tail(
     """Print events, one a line, as they come."""
     address = flux_address(flux, config, port_base)
     from aither_cli.dialing import quiet_logs
+    from aither_cli.interrupts import run_interruptible
+    from aither_sdk.errors import OutOfRange
     from aither_sdk.subjects import FilterSet
 
     quiet_logs()
     FilterSet(subjects)
     try:
-        asyncio.run(_tail(address, subjects, start_of(begin), json, most))
+        run_interruptible(_tail(address, subjects, start_of(begin), json, most), exit_code=0)
     except KeyboardInterrupt:
         return  # the usual way out of an endless list
+    except OutOfRange as error:
+        if error.reason != "BEYOND_END":
+            raise
+        raise Failure(_beyond_end(begin, error)) from None
     except BrokenPipeError:
         let_go_of_stdout()
 
@@ -83,6 +89,13 @@ def start_of(text: str) -> Start:
         hint = "use new, earliest, last, a sequence or a time such as 2031-01-31T12:00:00Z"
         raise Failure(f"{told}; {hint}", exit_code=USAGE) from None
     return at(moment if moment.tzinfo else moment.astimezone(UTC))
+
+
+def _beyond_end(begin: str, error: OutOfRange) -> str:
+    told = f"--from {begin} lies beyond the end of the log"
+    last = error.metadata.get("last_sequence", "")
+    where = f", whose last event is {last}" if last != "0" else ", which is empty"
+    return f"{told}{where}; use --from new to wait for what comes, or --from earliest"
 
 
 async def _tail(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aither_cli.failures import USAGE, Failure
 from aither_cli.options import Config
 from aither_cli.services import NAMES, chosen, place_of
 
@@ -32,11 +33,12 @@ A second Ctrl-C ends everything at once.
 
 CHILD_DRAIN_S = 3.0
 """Below `house.DRAIN_S`."""
+_PROBE_S = 1.0
 
 
 def up(
     data_dir: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--data-dir", help="Folder of all that is kept, logs too. Unset: .aither."),
     ] = None,
     config: Config = None,
@@ -60,6 +62,8 @@ def up(
     A service that dies is started again; Ctrl-C drains and stops all.
     """
     names = chosen(only)
+    if data_dir is not None and not data_dir.strip():
+        raise Failure("--data-dir is empty; name a folder, such as .aither", exit_code=USAGE)
     settings, overrides = _settle(config, data_dir, port_base, log)
     from aither_cli.data_dir import held
     from aither_cli.dialing import quiet_logs
@@ -77,6 +81,7 @@ def up(
     folder = settings.data_dir.absolute()
     with held(folder):
         check_ports(places)
+        _tell_if_flux_is_missing(names, settings.flux.address)
         run_house(
             HousePlan(
                 places=places,
@@ -88,8 +93,23 @@ def up(
         )
 
 
+def _tell_if_flux_is_missing(names: list[str], address: str) -> None:
+    """Said at once: without Flux the others come up and wait."""
+    if "flux" in names:
+        return
+    from aither_sdk.addresses import split_address
+
+    try:
+        socket.create_connection(split_address(address, "flux.address"), _PROBE_S).close()
+    except OSError:
+        who = " and ".join(names)
+        verb = "waits" if len(names) == 1 else "wait"
+        told = f"{who} {verb} for Flux: nobody listens at {address}, and --only leaves it out"
+        typer.echo(f"{told}; start it, or set flux.address", err=True)
+
+
 def _settle(
-    config: Path | None, data_dir: Path | None, port_base: int | None, log: str | None
+    config: Path | None, data_dir: str | None, port_base: int | None, log: str | None
 ) -> tuple[Settings, dict[str, Any]]:
     """The settings, every port known, and what has to be said to the children to get the same.
 

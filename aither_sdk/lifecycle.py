@@ -286,7 +286,8 @@ async def _live(
             heart.turn(Phase.STOPPED, ready=False)
     except AitherError as error:
         _log.error("service.cannot_start", reason=error.reason, message=error.message)
-        sys.stderr.write(f"{name}: {error.message}\n")
+        # A line each: whoever started this picks out what is ours by its name.
+        sys.stderr.write("".join(f"{name}: {line}\n" for line in error.message.splitlines()))
         code = 2
     finally:
         heart.stop()

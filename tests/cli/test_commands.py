@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from aither_cli.main import run
 from aither_cli.publish import payload_of
 from aither_sdk.version import VERSION
 from tests.cli.aither_process import ROOT
+from tests.processes import running
 
 COMMAND = [sys.executable, "-P", "-m", "aither_cli"]
 
@@ -226,6 +229,22 @@ def test_a_server_that_does_not_speak_grpc_is_told_apart(capsys: Captured) -> No
     assert f"{address} is there but does not speak gRPC" in err
 
 
+def test_a_flux_that_is_stopped_is_not_taken_for_another_server(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running("flux_svc", tmp_path, AITHER_FLUX__LOG="memory") as stopped:
+        monkeypatch.setenv("AITHER_FLUX__PORT", str(stopped.port))
+        monkeypatch.setenv("AITHER_FLUX__HEALTH_PORT", str(stopped.health_port))
+        stopped.signal(signal.SIGSTOP)
+        code, err = refused(capsys, "publish", "demo.x")
+        status = run(["status", "--only", "flux"])
+        out = capsys.readouterr().out
+        stopped.signal(signal.SIGCONT)
+    assert code == 1
+    assert f"{stopped.address} accepts connections but does not answer" in err
+    assert (status, "Flux did not answer within 2 s" in out) == (1, True), out
+
+
 # -- tail
 
 
@@ -250,7 +269,8 @@ def test_a_wrong_tail_says_what_would_be_right(
 def test_a_position_beyond_the_log_is_refused(flux: str, capsys: Captured) -> None:
     code, err = refused(capsys, "tail", ">", "--from", "999999999", "--flux", flux)
     assert code == 1
-    assert "beyond the end of the log" in err
+    assert "--from 999999999 lies beyond the end of the log, whose last event is " in err
+    assert "use --from new" in err
 
 
 def test_a_time_is_a_place_to_begin(flux: str, capsys: Captured) -> None:
@@ -292,6 +312,74 @@ def test_ctrl_c_ends_tail_with_0(flux: str) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
         assert (process.returncode, err) == (0, b"")
+
+
+def has_begun(pid: int) -> bool:
+    """Whether a command that was started with SIGINT ignored has taken SIGINT for itself."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^SigIgn:\s+(\w+)$", status, re.M)
+    return found is None or not int(found[1], 16) >> (signal.SIGINT - 1) & 1
+
+
+def ended_by_sigint(arguments: list[str], delay_s: float) -> tuple[int, bytes]:
+    """Starts a command as a script does in its background, with SIGINT ignored; exit code and
+    stderr of its end by a SIGINT at this time after it began."""
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    ) as process:
+        try:
+            end_s = time.monotonic() + 30
+            while not has_begun(process.pid) and time.monotonic() < end_s:
+                time.sleep(0.005)
+            time.sleep(delay_s)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return process.returncode, err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize(
+    "trials", [4, pytest.param(120, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+)
+@pytest.mark.parametrize("command", ["tail", "publish", "status"])
+def test_ctrl_c_ends_a_command_at_any_moment_and_silently(
+    flux: str, port_base: str, trials: int, command: str
+) -> None:
+    arguments = {
+        "tail": ["tail", ">", "--from", "earliest", "--flux", flux],
+        "publish": ["publish", "demo.interrupted", "--flux", flux],
+        "status": ["status", "--only", "flux", "--port-base", port_base],
+    }[command]
+    moments = random.Random(f"{command} {trials}")
+    delays_s = [moments.random() * 1.2 for _ in range(trials)]
+    with ThreadPoolExecutor(3) as pool:
+        ends = list(pool.map(lambda delay_s: ended_by_sigint(arguments, delay_s), delays_s))
+    # Before it begins: by the signal itself. Before its call: 130. It may also just have succeeded.
+    for delay_s, (code, err) in zip(delays_s, ends, strict=True):
+        assert (code in (0, 130, -signal.SIGINT), err) == (True, b""), (delay_s, code, err)
+
+
+def test_ctrl_c_ends_a_tail_whose_reader_does_not_read(flux: str) -> None:
+    """Its write blocks for ever, so nothing on its loop could notice."""
+    for number in range(8):
+        payload = f'{{"n": {number}, "filler": "{"x" * 30_000}"}}'
+        assert run(["publish", "demo.blocked", payload, "--flux", flux]) == 0
+    with subprocess.Popen(
+        [*COMMAND, "tail", "demo.blocked", "--json", "--from", "earliest", "--flux", flux],
+        stdout=subprocess.PIPE,
+        env=environment(),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"{"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
 
 
 # -- status

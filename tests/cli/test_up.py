@@ -181,12 +181,49 @@ async def test_bad_settings_of_a_service_are_told_a_line_each(
     async with aither(*up_arguments(tmp_path, "--only", "pulse"), env=env) as up:
         code, said = await up.end()
     assert code == 1
-    lines = said.splitlines()
+    lines = [line for line in said.splitlines() if not line.startswith("pulse waits for Flux")]
     assert lines[0].startswith("aither: pulse cannot start: exit code 2; see ")
     assert lines[1:] == [
         "  fleet.yaml:3: targets[0].check: no such kind",
         "  fleet.yaml:9: targets[1].name: stands here twice",
     ]
+
+
+async def test_every_mistake_in_a_fleet_is_told(tmp_path: Path) -> None:
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(
+        "targets:\n"
+        "  - name: Bad Name\n    check: {kind: tcp, address: 127.0.0.1:1}\n"
+        "  - name: b\n    check: {kind: telepathy}\n"
+    )
+    arguments = up_arguments(tmp_path, "--only", "pulse")
+    async with aither(*arguments, env={"AITHER_PULSE__FLEET": str(fleet)}) as up:
+        code, said = await up.end()
+    assert code == 1
+    lines = [line for line in said.splitlines() if str(fleet) in line]
+    assert len(lines) >= 2, said
+    assert any("Bad Name" in line for line in lines), said
+    assert any("telepathy" in line for line in lines), said
+
+
+async def test_an_empty_data_dir_is_refused(tmp_path: Path, env: dict[str, str]) -> None:
+    for arguments, more, expected in (
+        (["up", "--data-dir", ""], {}, 2),
+        (["up"], {"AITHER_DATA_DIR": ""}, 1),
+    ):
+        async with aither(*arguments, env={**env, **more}) as up:
+            code, said = await up.end()
+        assert code == expected, said
+        assert "empty; name a folder" in said
+
+
+async def test_who_waits_for_a_flux_that_is_not_there_says_so_at_once(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    async with aither(*up_arguments(tmp_path, "--only", "genesis"), env=env) as up:
+        await up.until("^genesis .* ready$")
+        _, said, _ = await stopped(up)
+    assert "genesis waits for Flux: nobody listens at 127.0.0.1:" in said
 
 
 async def test_children_are_told_when_up_itself_is_killed(
