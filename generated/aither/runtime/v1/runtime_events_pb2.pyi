@@ -388,6 +388,7 @@ class FeedbackLoopRefused(_message.Message):
     MAX_HOPS_FIELD_NUMBER: _builtins.int
     CHAIN_FIELD_NUMBER: _builtins.int
     REFUSED_TIME_FIELD_NUMBER: _builtins.int
+    SUPPRESSED_REFUSALS_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """Subject of the refused event."""
     source: _builtins.str
@@ -398,9 +399,15 @@ class FeedbackLoopRefused(_message.Message):
     """Its hops."""
     max_hops: _builtins.int
     """The limit."""
+    suppressed_refusals: _builtins.int
+    """Events of this source and subject that were refused since the last one that was told: there is
+    one telling a minute.
+    """
     @_builtins.property
     def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The chain of causes that is still in the log, newest first, each as "source/id subject"."""
+        """The chain of causes, newest first, each as "source/id subject". The last one is only
+        "source/id" where the log does not hold it near its end.
+        """
 
     @_builtins.property
     def refused_time(self) -> _timestamp_pb2.Timestamp:
@@ -416,10 +423,11 @@ class FeedbackLoopRefused(_message.Message):
         max_hops: _builtins.int = ...,
         chain: _abc.Iterable[_builtins.str] | None = ...,
         refused_time: _timestamp_pb2.Timestamp | None = ...,
+        suppressed_refusals: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refused_time", b"refused_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hops", b"hops", "id", b"id", "max_hops", b"max_hops", "refused_time", b"refused_time", "source", b"source", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hops", b"hops", "id", b"id", "max_hops", b"max_hops", "refused_time", b"refused_time", "source", b"source", "subject", b"subject", "suppressed_refusals", b"suppressed_refusals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
