@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.errors import FieldViolation, InvalidArgument
 from aither_sdk.subjects import MAX_BYTES, subject_fault
 
+MAX_BATCH_EVENTS = 4096
+MAX_BATCH_BYTES = 4 * 2**20
+"""Of one request to publish, and of one message to a subscriber."""
 MAX_EVENT_BYTES = 2**20
 MAX_ID_BYTES = 128
 MAX_SOURCE_BYTES = 255
@@ -16,6 +21,8 @@ MAX_CAUSATION_BYTES = 400
 MAX_HEADERS = 32
 MAX_HEADER_BYTES = 4096
 TRACEPARENT_BYTES = 55
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
+"""What google.protobuf.Timestamp may say: the years 1 to 9999."""
 
 
 def check_event(event: Event) -> None:
@@ -59,8 +66,19 @@ def event_violations(event: Event, field: str = "") -> list[FieldViolation]:
         found.append(("causation_id", told))
     if event.headers:
         found.extend(("headers", told) for told in _header_faults(event))
+    told = "not a time between the years 1 and 9999"
+    if not is_instant(event.time):
+        found.append(("time", told))
+    if not is_instant(event.expire_time):
+        found.append(("expire_time", told))
     prefix = f"{field}." if field else ""
     return [FieldViolation(prefix + name, told) for name, told in found]
+
+
+def is_instant(timestamp: Timestamp) -> bool:
+    """Whether it is a time at all; what is not cannot be written as JSON or read as a datetime."""
+    seconds_fit = _FIRST_SECOND <= timestamp.seconds <= _LAST_SECOND
+    return seconds_fit and 0 <= timestamp.nanos < 1_000_000_000
 
 
 def _is_plain(event: Event) -> bool:
@@ -77,6 +95,8 @@ def _is_plain(event: Event) -> bool:
         and not event.causation_id
         and not event.correlation_id
         and not event.headers
+        and not event.HasField("expire_time")
+        and is_instant(event.time)
     )
 
 

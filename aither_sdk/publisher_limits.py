@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aither_sdk.errors import FieldViolation, InvalidArgument
+from aither_sdk.event_rules import MAX_BATCH_BYTES, MAX_BATCH_EVENTS
 
 WhenFull = Literal["wait", "refuse", "drop_oldest"]
 
-_MAX_BATCH_EVENTS = 4096
-_MAX_BATCH_BYTES = 4 * 2**20 - 2**10
-"""The limits of a batch in the contract; a little is left for the fields beside the events."""
+_MAX_BATCH_BYTES = MAX_BATCH_BYTES - 2**10
+"""A little is left for the fields beside the events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ def _setting_faults(
 ) -> Iterable[tuple[str, str]]:
     if limits.buffer_events < 1 or limits.buffer_bytes < 1:
         yield "buffer_events", "buffer_events and buffer_bytes must be at least 1"
-    if not 1 <= limits.batch_events <= _MAX_BATCH_EVENTS:
-        yield "batch_events", f"must be 1..{_MAX_BATCH_EVENTS}"
+    if not 1 <= limits.batch_events <= MAX_BATCH_EVENTS:
+        yield "batch_events", f"must be 1..{MAX_BATCH_EVENTS}"
     if not 1 <= limits.batch_bytes <= _MAX_BATCH_BYTES:
         yield "batch_bytes", f"must be 1..{_MAX_BATCH_BYTES}"
     if limits.batches_in_flight < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from aither_sdk.channels import MAX_MESSAGE_BYTES
 from aither_sdk.errors import FailedPrecondition, Unavailable
 from aither_sdk.health import HealthBoard, HealthServicer
 from aither_sdk.interceptors import DeadlineInterceptor, ErrorInterceptor, TelemetryInterceptor
+from aither_sdk.listening import bind_fault
 from aither_sdk.settings import LOOPBACK_PREFIXES
 
 UNARY_LIMIT_S = 30.0
@@ -29,6 +29,10 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     # Clients of ours ping every 10 s; gRPC's own limit of 300 s would answer with GOAWAY.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # How much a stream may send unread. By its own estimate gRPC takes 8 MiB and more of each one
+    # that is held back, which no bound of ours would see. This is 40 MB/s a stream at 50 ms.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 2 * 2**20),
     # A client that vanished without a FIN is noticed within 30 s.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -99,26 +103,15 @@ async def open_server(
             await server.stop(drain_s)
 
 
-def why_not_bind(host: str, port: int) -> str | None:
-    """Why nobody can listen at host:port now, as the operating system says it; None: one can."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return error.strerror
-    return None
-
-
 def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
     # Asked before gRPC is: it prints to stderr by itself and does not tell its caller why.
-    why = why_not_bind(host, port)
+    fault = bind_fault(host, port)
     try:
-        bound = server.add_insecure_port(join_address(host, port)) if why is None else 0
+        bound = server.add_insecure_port(join_address(host, port)) if fault is None else 0
     except RuntimeError:
         bound = 0
     if not bound:
+        why = None if fault is None else fault.strerror
         told = why or "gRPC refused the address; use an IP address of this machine"
         raise Unavailable(
             f"cannot listen at {join_address(host, port)}: {told}; free the port or choose another "

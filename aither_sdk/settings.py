@@ -5,12 +5,21 @@ Environment: `AITHER_` + section + `__` + key, e.g. `AITHER_FLUX__PORT=7401`.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -50,6 +59,37 @@ class _Served(_Section):
     """Port on which the witness answers health. Unset: `port_base` + 101 .. 105."""
 
 
+class QuotaSettings(_Section):
+    """`flux.quotas:`, how much may be published and kept. A client is an event's `source`; nobody
+    is authenticated, so this fences off accidents, not attackers."""
+
+    events_per_s: float | None = Field(None, gt=0, le=1e9)
+    """Events a second of one client in the long run. Unset: no limit."""
+    bytes_per_s: float | None = Field(None, gt=0, le=1e12)
+    """Encoded bytes a second of the same. Unset: no limit."""
+    burst_s: float = Field(5.0, gt=0, le=86_400)
+    """Seconds of its rate that a client which was silent may publish at once, and the longest wait
+    of one batch. A batch that is larger never passes, so it must hold what the SDK sends: 512
+    events and 1 MiB. The default is half of the SDK's patience for an answer."""
+    clients: int = Field(10_000, ge=1, le=10_000_000)
+    """Clients that are remembered, about 300 bytes each. The one that published least recently goes
+    first; it begins anew with a full burst."""
+    max_log_bytes: int | None = Field(None, ge=2**20)
+    """When the log holds this much, publishing is refused (LOG_FULL) until something is removed:
+    for those who would rather stop than lose old events. Unset: no limit."""
+
+    @model_validator(mode="after")
+    def _burst_holds_a_batch(self) -> QuotaSettings:
+        for name, least in (("events_per_s", 512), ("bytes_per_s", 2**20)):
+            rate = getattr(self, name)
+            if rate is not None and rate * self.burst_s < least:
+                raise ValueError(
+                    f"{name} {rate:g} x burst_s {self.burst_s:g} is less than a batch of the SDK "
+                    f"({least}), which would never pass; use burst_s: {math.ceil(least / rate)}"
+                )
+        return self
+
+
 class FluxSettings(_Served):
     """`flux:`, the event bus."""
 
@@ -71,6 +111,11 @@ class FluxSettings(_Served):
     """Bytes of the same."""
     max_subscriptions: int = Field(10_000, ge=1)
     """Streams of Subscribe at once; more are refused with RESOURCE_EXHAUSTED."""
+    max_publish_streams: int = Field(4_096, ge=1)
+    """Streams of PublishStream at once; more are refused with RESOURCE_EXHAUSTED. While the disk is
+    slow each may hold one batch of up to 4 MiB beside the common 64 MiB."""
+    quotas: QuotaSettings = QuotaSettings()
+    """What one client may publish."""
 
 
 class PulseSettings(_Served):
@@ -166,6 +211,14 @@ class Settings(BaseSettings):
     constellation: ConstellationSettings = ConstellationSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     security: SecuritySettings = SecuritySettings()
+
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _is_named(cls, given: Any) -> Any:
+        """An empty path would be the folder that one happens to stand in."""
+        if isinstance(given, str) and not given.strip():
+            raise ValueError("empty; name a folder, such as .aither")
+        return given
 
     @model_validator(mode="before")
     @classmethod

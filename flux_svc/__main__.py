@@ -11,8 +11,10 @@ from aither_sdk.lifecycle import Life, run
 from aither_sdk.vocabulary import register_types
 from flux_svc.fanout.hub import Hub
 from flux_svc.logs import open_log
+from flux_svc.loop_guard import LoopGuard
 from flux_svc.metrics import observe
 from flux_svc.publishing import Publishing
+from flux_svc.quotas import Quotas
 from flux_svc.registration import SERVICES, add_consumer_service, add_flux
 from flux_svc.servicer import FluxServicer
 from flux_svc.validation import EventRules
@@ -29,7 +31,15 @@ async def serve(life: Life) -> None:
             max_bytes=settings.ring_bytes,
         )
         log.on_commit(hub.commit)
-        publishing = Publishing(log, EventRules(settings.max_hops))
+        guard = LoopGuard(log, max_hops=settings.max_hops, source=life.name)
+        publishing = Publishing(
+            log,
+            EventRules(settings.max_hops),
+            quotas=Quotas.of(settings.quotas),
+            guard=await stack.enter_async_context(guard),
+            max_streams=settings.max_publish_streams,
+            max_log_bytes=settings.quotas.max_log_bytes,
+        )
         observe(log, hub, publishing)
         servicer = FluxServicer(log, hub, publishing, max_subscriptions=settings.max_subscriptions)
 

@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from aither.flux.v1 import event_pb2
 from aither.flux.v1 import flux_service_pb2 as pb
-from aither_sdk.errors import AitherError, Unavailable
+from aither.flux.v1.event_pb2 import Event
+from aither_sdk.errors import AitherError, ResourceExhausted, Unavailable, Unimplemented
 from aither_sdk.rpc_status import to_status
-from flux_svc.logs.base import Appended, EventLog, Expected, Succession
-from flux_svc.validation import EventRules
+from flux_svc.intake import Intake, weight
+from flux_svc.logs.base import Ability, Appended, EventLog, Expected, Succession
+from flux_svc.loop_guard import LoopGuard
+from flux_svc.publish_spans import batch_span, describe
+from flux_svc.quotas import Claim, Quotas, claims_of
+from flux_svc.validation import EventRules, check_expected
 
 PIPELINED_BATCHES = 32
 """Batches of one stream between arrival and answer. What is beyond waits in the client's flow
-control: at most this many x 4 MiB a stream."""
+control: at most this many x 4 MiB a stream, and `intake.MAX_BYTES` over all streams."""
+REASONS = frozenset(
+    {
+        "INVALID_ARGUMENT",
+        "BATCH_TOO_LARGE",
+        "HOPS_EXCEEDED",
+        "EXPIRED",
+        "WRONG_LAST_SEQUENCE",
+        "EXPECTATION_UNSUPPORTED",
+        "DURABILITY_UNSUPPORTED",
+        "QUOTA_EXCEEDED",
+        "LOG_FULL",
+        "WRITE_QUEUE_FULL",
+        "DISK_FULL",
+        "LOG_CLOSED",
+        "LOG_BUSY",
+        "LOG_IO_ERROR",
+        "TOO_MANY_STREAMS",
+    }
+)
+"""By which refusals are counted; any other one counts as OTHER, so that a metric stays small."""
 
 
 @dataclass(slots=True)
@@ -26,6 +52,12 @@ class PublishStatistics:
     published_events: int = 0
     duplicate_events: int = 0
     refused_events: int = 0
+    refused_by_reason: Counter[str] = field(default_factory=Counter)
+    """The same events by the reason of their refusal, one of REASONS or OTHER."""
+
+    def refuse(self, events: int, error: AitherError) -> None:
+        self.refused_events += events
+        self.refused_by_reason[error.reason if error.reason in REASONS else "OTHER"] += events
 
 
 @dataclass(slots=True)
@@ -37,15 +69,47 @@ class _Stream:
     """For those that the log has already."""
     error: AitherError | None = None
     """For those that it has not: the first failure. Set by `_answer`."""
+    room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PIPELINED_BATCHES))
+    """Taken before a batch is read, given back when it is answered."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """One request of a stream, checked."""
+
+    request: pb.PublishStreamRequest
+    good: Sequence[Event]
+    faults: dict[int, AitherError]
+    """By the index of the event."""
+    claims: Sequence[Claim] = ()
+    """What `good` takes from the quotas."""
+    error: AitherError | None = None
+    """Nothing of it may be stored."""
 
 
 class Publishing:
     """Checks and appends; owned by the servicer."""
 
-    def __init__(self, log: EventLog, rules: EventRules) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        rules: EventRules,
+        *,
+        quotas: Quotas | None = None,
+        guard: LoopGuard | None = None,
+        intake: Intake | None = None,
+        max_streams: int = 4096,
+        max_log_bytes: int | None = None,
+    ) -> None:
+        """Unset: no quotas, loops are refused but not told of, the bounds of `intake.py`."""
         self.statistics = PublishStatistics()
+        self.quotas = quotas or Quotas()
+        self.intake = intake or Intake()
         self._log = log
         self._rules = rules
+        self._guard = guard
+        self._max_streams = max_streams
+        self._max_log_bytes = max_log_bytes
         self._closed = False
         self._receivers: set[asyncio.Task[None]] = set()
         """One for each open stream."""
@@ -59,99 +123,219 @@ class Publishing:
     async def publish(self, request: pb.PublishRequest) -> pb.PublishResponse:
         """All or none; raises what the contract of Publish names."""
         self._check_open()
-        expected = Expected(
-            request.expected_last_sequence if request.HasField("expected_last_sequence") else None,
-            dict(request.expected_subject_sequences),
-        )
+        describe(request.events)
         try:
-            self._rules.check_batch(request.events)
-            appended = await self._log.append(
-                request.events, durability=request.durability, expected=expected
-            )
-        except AitherError:
-            self.statistics.refused_events += len(request.events)
+            appended = await self._publish(request)
+        except AitherError as error:
+            self.statistics.refuse(len(request.events), error)
             raise
         self._count(appended)
         return pb.PublishResponse(results=map(_result, appended), epoch=self._log.epoch)
+
+    async def _publish(self, request: pb.PublishRequest) -> Sequence[Appended]:
+        events = request.events
+        expected = self._expected(request)
+        try:
+            sizes = self._rules.check_batch(events)
+        except AitherError as error:
+            if error.reason == "HOPS_EXCEEDED":
+                self._tell_loops(events)
+            raise
+        self._check_space()
+        claims = claims_of(events, sizes) if self.quotas.limited else ()
+        self.intake.enter()
+        try:
+            if claims:
+                self.quotas.take(claims)
+            try:
+                return await self._log.append(
+                    events, durability=request.durability, expected=expected
+                )
+            except AitherError:
+                self.quotas.give_back(claims)
+                raise
+        finally:
+            self.intake.leave()
+
+    def _expected(self, request: pb.PublishRequest) -> Expected:
+        check_expected(request)
+        subjects = dict(request.expected_subject_sequences)
+        if subjects and Ability.EXPECTED_SUBJECT_SEQUENCES not in self._log.abilities:
+            raise Unimplemented(
+                f"the {self._log.info().kind} log compares no sequences of subjects; use "
+                "expected_last_sequence, or another log",
+                reason="EXPECTATION_UNSUPPORTED",
+            )
+        last = request.HasField("expected_last_sequence")
+        return Expected(request.expected_last_sequence if last else None, subjects)
+
+    # -- streams
 
     async def publish_stream(
         self, requests: AsyncIterator[pb.PublishStreamRequest]
     ) -> AsyncGenerator[pb.PublishStreamResponse, None]:
         """Answers in order of the requests while later ones are already on their way to disk."""
         self._check_open()
+        self._check_streams()
         answers: asyncio.Queue[asyncio.Task[pb.PublishStreamResponse] | None] = asyncio.Queue()
-        room = asyncio.Semaphore(PIPELINED_BATCHES)
         stream = _Stream()
-        loop = asyncio.get_running_loop()
-
-        async def receive() -> None:
-            # An append takes its place in the log's queue in its first step, and tasks take their
-            # first steps in the order they were made: the order of the stream is kept.
-            try:
-                async for request in requests:
-                    await room.acquire()
-                    work = self._answer(request, stream)
-                    answers.put_nowait(loop.create_task(work, name="flux:publish"))
-            finally:
-                answers.put_nowait(None)
-
-        receiver = loop.create_task(receive(), name="flux:publish-stream")
+        receiver = asyncio.get_running_loop().create_task(
+            self._receive(requests, answers, stream), name="flux:publish-stream"
+        )
         receiver.add_done_callback(_hear)
         self._receivers.add(receiver)
         try:
             while (answer := await answers.get()) is not None:
                 yield await answer
-                room.release()
+                stream.room.release()
             self._check_open()
             await receiver
         finally:
-            # The client is gone or a batch failed. Batches on their way to disk end there; nobody
-            # is left to hear of it.
+            # The client is gone, or a batch failed and those behind it fail by themselves. What
+            # waits for room is given up; what the log has taken it stores, and nobody hears of it.
             self._receivers.discard(receiver)
             receiver.cancel()
             while not answers.empty():
                 if (answer := answers.get_nowait()) is not None:
                     answer.add_done_callback(_hear)
+                    if stream.error is None:
+                        answer.cancel()
 
-    async def _answer(
-        self, request: pb.PublishStreamRequest, stream: _Stream
-    ) -> pb.PublishStreamResponse:
+    async def _receive(
+        self,
+        requests: AsyncIterator[pb.PublishStreamRequest],
+        answers: asyncio.Queue[asyncio.Task[pb.PublishStreamResponse] | None],
+        stream: _Stream,
+    ) -> None:
+        # An append takes its place in the log's queue in its first step, and tasks take their
+        # first steps in the order they were made: the order of the stream is kept.
+        loop = asyncio.get_running_loop()
+        arriving: AsyncIterator[pb.PublishStreamRequest] | None = None
         try:
-            if stream.error is not None:
-                raise stream.error
-            return await self._append_good(request, stream.succession)
-        except AitherError as error:
-            stream.error = stream.error or error
-            self.statistics.refused_events += len(request.events)
-            raise
+            while True:
+                # What is not read waits with the client: this is what slows a publisher.
+                await stream.room.acquire()
+                await self.intake.until_room()
+                # Only now: gRPC complains of an iterator that was made and never asked.
+                arriving = arriving or aiter(requests)
+                request = await anext(arriving, None)
+                if request is None:
+                    return
+                batch = self._checked(request)
+                # Not counted while it waits for its quota: who is slowed must not slow the others.
+                await self._pace(batch)
+                heavy = weight(len(request.events), request.ByteSize())
+                self.intake.take(heavy)
+                answer = loop.create_task(self._answer(batch, stream), name="flux:publish")
+                answer.add_done_callback(partial(self._answered, heavy))
+                answers.put_nowait(answer)
+        finally:
+            answers.put_nowait(None)
 
-    async def _append_good(
-        self, request: pb.PublishStreamRequest, succession: Succession
-    ) -> pb.PublishStreamResponse:
+    def _answered(self, heavy: int, _answer: asyncio.Task[pb.PublishStreamResponse]) -> None:
+        self.intake.done(heavy)
+
+    def _checked(self, request: pb.PublishStreamRequest) -> _Batch:
         events = request.events
-        self._rules.check_size(events)
-        faults = {i: f for i, e in enumerate(events) if (f := self._rules.fault(e, i)) is not None}
-        good: Sequence[event_pb2.Event] = events
+        try:
+            sizes = self._rules.check_size(events)
+        except AitherError as error:
+            return _Batch(request, (), {}, error=error)
+        faults = {
+            i: fault
+            for i, event in enumerate(events)
+            if (fault := self._rules.fault(event, i, sizes[i])) is not None
+        }
+        good: Sequence[Event] = events
         if faults:
             good = [event for i, event in enumerate(events) if i not in faults]
+            sizes = [size for i, size in enumerate(sizes) if i not in faults]
+            if any(fault.reason == "HOPS_EXCEEDED" for fault in faults.values()):
+                self._tell_loops(events)
+        claims = claims_of(good, sizes) if self.quotas.limited else ()
+        return _Batch(request, good, faults, claims)
+
+    async def _pace(self, batch: _Batch) -> None:
+        """Waits until the quotas have room for the batch: its stream is not read meanwhile."""
+        if not batch.claims:
+            return
+        try:
+            wait_s = self.quotas.reserve(batch.claims)
+        except AitherError as error:
+            batch.error, batch.claims = error, ()
+            return
+        if wait_s:
+            try:
+                await asyncio.sleep(wait_s)
+            except asyncio.CancelledError:
+                self.quotas.give_back(batch.claims)
+                raise
+
+    async def _answer(self, batch: _Batch, stream: _Stream) -> pb.PublishStreamResponse:
+        try:
+            if error := stream.error or batch.error:
+                raise error
+            return await self._append_good(batch, stream.succession)
+        except AitherError as error:
+            stream.error = stream.error or error
+            self.quotas.give_back(batch.claims)
+            self.statistics.refuse(len(batch.request.events), error)
+            raise
+
+    async def _append_good(self, batch: _Batch, succession: Succession) -> pb.PublishStreamResponse:
         appended: Sequence[Appended] = ()
-        if good:
-            appended = await self._log.append(
-                good, durability=request.durability, succession=succession
-            )
+        if batch.good:
+            self._check_space()
+            with batch_span(batch.good):
+                appended = await self._log.append(
+                    batch.good,
+                    durability=batch.request.durability,
+                    succession=succession,
+                    wait=True,
+                )
         self._count(appended)
-        self.statistics.refused_events += len(faults)
-        stored = iter(appended)
+        for fault in batch.faults.values():
+            self.statistics.refuse(1, fault)
+        stored, faults = iter(appended), batch.faults
         results = [
             pb.PublishResult(error=to_status(faults[i])) if i in faults else _result(next(stored))
-            for i in range(len(events))
+            for i in range(len(batch.request.events))
         ]
         return pb.PublishStreamResponse(results=results, epoch=self._log.epoch)
+
+    # -- for both
+
+    def _tell_loops(self, events: Sequence[Event]) -> None:
+        if self._guard is not None:
+            self._guard.refused(self._rules.too_deep(events))
 
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable(
                 "Flux is draining; repeat with the same ids in a moment", retry_after_s=0.5
+            )
+
+    def _check_streams(self) -> None:
+        if len(self._receivers) >= self._max_streams:
+            raise ResourceExhausted(
+                f"{self._max_streams} publish streams are open; close some or raise "
+                "flux.max_publish_streams",
+                reason="TOO_MANY_STREAMS",
+                retry_after_s=5.0,
+            )
+
+    def _check_space(self) -> None:
+        if self._max_log_bytes is not None and self._log.info().bytes >= self._max_log_bytes:
+            raise ResourceExhausted(
+                f"the log holds {self._log.info().bytes} bytes, its quota is "
+                f"{self._max_log_bytes}; trim it, let retention do so, or raise "
+                "flux.quotas.max_log_bytes",
+                reason="LOG_FULL",
+                metadata={
+                    "limit": "flux.quotas.max_log_bytes",
+                    "max_log_bytes": str(self._max_log_bytes),
+                },
+                retry_after_s=5.0,
             )
 
     def _count(self, appended: Sequence[Appended]) -> None:

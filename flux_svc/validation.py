@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from aither.flux.v1 import event_pb2
 from aither.flux.v1 import flux_service_pb2 as pb
+from aither.flux.v1.event_pb2 import Event
+from aither_sdk.clock import Clock, SystemClock
 from aither_sdk.errors import (
     AitherError,
     FailedPrecondition,
@@ -16,69 +17,72 @@ from aither_sdk.errors import (
     ResourceExhausted,
 )
 from aither_sdk.event_rules import (
+    MAX_BATCH_BYTES,
+    MAX_BATCH_EVENTS,
     MAX_EVENT_BYTES,
     check_event,
-    check_event_size,
     event_violations,
+    is_instant,
 )
-from aither_sdk.subjects import filter_violations
+from aither_sdk.subjects import filter_violations, subject_fault
 
-MAX_BATCH_EVENTS = 4096
-MAX_BATCH_BYTES = 4 * 2**20
-MAX_READ_BYTES = 4 * 2**20
+MAX_READ_BYTES = MAX_BATCH_BYTES
+MAX_EXPECTED_SUBJECTS = 64
 MAX_EXCLUDED_SOURCES = 16
 MAX_NAME_BYTES = 128
 HEARTBEAT_S = (1.0, 300.0)
 DEFAULT_HEARTBEAT_S = 15.0
-_TIMESTAMP_S = (-62_135_596_800, 253_402_300_799)
-"""What google.protobuf.Timestamp may say."""
 
 
 class EventRules:
-    """Checks events against the contract and this server's limit of hops."""
+    """Checks events against the contract, this server's limit of hops and its wall clock."""
 
-    def __init__(self, max_hops: int) -> None:
+    def __init__(self, max_hops: int, clock: Clock | None = None) -> None:
         self.max_hops = max_hops
+        self._clock = clock or SystemClock()
 
-    def check_batch(self, events: Sequence[event_pb2.Event]) -> None:
-        """Raises for the whole batch: InvalidArgument with all violations, ResourceExhausted for
-        size, FailedPrecondition for hops."""
-        self.check_size(events)
-        violations = [v for i, event in enumerate(events) for v in _violations(event, i)]
+    def check_batch(self, events: Sequence[Event]) -> list[int]:
+        """Encoded sizes of the events. Raises for the whole batch: InvalidArgument with all
+        violations, ResourceExhausted for size, FailedPrecondition for hops and expiry."""
+        sizes = self.check_size(events)
+        violations = [v for i, event in enumerate(events) for v in _violations(event, i, sizes[i])]
         if violations:
             raise InvalidArgument.of(violations)
-        for event in events:
-            self._check_hops(event)
+        for i, event in enumerate(events):
+            error = self._state_fault(event, i)
+            if error is not None:
+                raise error
+        return sizes
 
-    def check_size(self, events: Sequence[event_pb2.Event]) -> None:
-        """Raises for what no splitting into single events can mend."""
+    def check_size(self, events: Sequence[Event]) -> list[int]:
+        """Encoded sizes of the events. Raises for what no splitting into single events can mend."""
         if not events:
-            told = "empty; send 1..4096 events"
+            told = f"empty; send 1..{MAX_BATCH_EVENTS} events"
             raise InvalidArgument.of([FieldViolation("events", told)])
         if len(events) > MAX_BATCH_EVENTS:
             told = f"{len(events)} events; a batch has {MAX_BATCH_EVENTS} at most, send several"
             raise InvalidArgument.of([FieldViolation("events", told)])
-        size = sum(event.ByteSize() for event in events)
-        if size > MAX_BATCH_BYTES:
+        sizes = [event.ByteSize() for event in events]
+        if sum(sizes) > MAX_BATCH_BYTES:
             raise ResourceExhausted(
-                f"a batch of {size} bytes; {MAX_BATCH_BYTES} at most, send several",
+                f"a batch of {sum(sizes)} bytes; {MAX_BATCH_BYTES} at most, send several",
                 reason="BATCH_TOO_LARGE",
             )
+        return sizes
 
-    def fault(self, event: event_pb2.Event, index: int) -> AitherError | None:
+    def fault(self, event: Event, index: int, size: int) -> AitherError | None:
         """What is wrong with one event alone, or None."""
-        violations = _violations(event, index)
-        if violations:
-            return InvalidArgument.of(violations)
-        try:
-            self._check_hops(event)
-        except FailedPrecondition as error:
-            return error
-        return None
+        violations = _violations(event, index, size)
+        return InvalidArgument.of(violations) if violations else self._state_fault(event, index)
 
-    def _check_hops(self, event: event_pb2.Event) -> None:
+    def too_deep(self, events: Iterable[Event]) -> list[Event]:
+        """Those that stand deeper in a chain of causes than the limit."""
+        return [event for event in events if event.hops > self.max_hops]
+
+    def _state_fault(self, event: Event, index: int) -> FailedPrecondition | None:
+        """What would be right at another time or place."""
         if event.hops > self.max_hops:
-            raise FailedPrecondition(
+            return FailedPrecondition(
                 f'"{event.subject}" of "{event.source}" stands {event.hops} events deep in a chain '
                 f"of causes, more than {self.max_hops}: a feedback loop. Do not publish in answer "
                 "to what this publishing causes; exclude_sources keeps a subscriber from hearing "
@@ -86,20 +90,50 @@ class EventRules:
                 reason="HOPS_EXCEEDED",
                 metadata={"subject": event.subject, "hops": str(event.hops)},
             )
+        if event.HasField("expire_time") and self._is_past(event.expire_time):
+            field, moment = f"events[{index}].expire_time", event.expire_time.ToJsonString()
+            return FailedPrecondition(
+                f"{field}: {moment} has passed by the clock of Flux; drop the event, or let it "
+                "expire later",
+                reason="EXPIRED",
+                metadata={"field": field, "expire_time": moment},
+            )
+        return None
+
+    def _is_past(self, moment: Timestamp) -> bool:
+        return moment.seconds * 1_000_000_000 + moment.nanos <= self._clock.time_ns()
 
 
-def _violations(event: event_pb2.Event, index: int) -> list[FieldViolation]:
-    size = event.ByteSize()
+def check_expected(request: pb.PublishRequest) -> None:
+    """Raises InvalidArgument for expectations that are wrong whatever the log holds."""
+    subjects = request.expected_subject_sequences
+    name = "expected_subject_sequences"
+    found = []
+    if len(subjects) > MAX_EXPECTED_SUBJECTS:
+        told = f"{len(subjects)} subjects; {MAX_EXPECTED_SUBJECTS} at most"
+        found.append(FieldViolation(name, told))
+    for subject in sorted(subjects):
+        fault = subject_fault(subject)
+        if fault is not None:
+            shown = subject if len(subject) <= 80 else subject[:77] + "..."
+            found.append(FieldViolation(f'{name}["{shown}"]', fault))
+    if found:
+        raise InvalidArgument.of(found)
+
+
+def _violations(event: Event, index: int, size: int) -> list[FieldViolation]:
     try:
         check_event(event)
-        check_event_size(size)
     except InvalidArgument:
         found = event_violations(event, f"events[{index}]")
-        if size > MAX_EVENT_BYTES:
-            told = f"{size} bytes encoded; an event has {MAX_EVENT_BYTES} at most"
-            found.append(FieldViolation(f"events[{index}]", told))
-        return found
-    return []
+    else:
+        if size <= MAX_EVENT_BYTES:
+            return []
+        found = []
+    if size > MAX_EVENT_BYTES:
+        told = f"{size} bytes encoded; an event has {MAX_EVENT_BYTES} at most"
+        found.append(FieldViolation(f"events[{index}]", told))
+    return found
 
 
 def heartbeat_s(request: pb.SubscribeRequest) -> float:
@@ -112,7 +146,7 @@ def heartbeat_s(request: pb.SubscribeRequest) -> float:
 def check_subscribe(request: pb.SubscribeRequest) -> None:
     """Raises InvalidArgument for what is wrong whatever the log holds."""
     found = filter_violations(request.filters)
-    if request.WhichOneof("start") == "at_time" and not _is_time(request.at_time):
+    if request.WhichOneof("start") == "at_time" and not is_instant(request.at_time):
         found.append(FieldViolation("at_time", "not a time between the years 1 and 9999"))
     low, high = HEARTBEAT_S
     if not low <= heartbeat_s(request) <= high:
@@ -142,8 +176,3 @@ def check_read(request: pb.ReadRequest) -> None:
         found.append(FieldViolation("max_bytes", told))
     if found:
         raise InvalidArgument.of(found)
-
-
-def _is_time(timestamp: Timestamp) -> bool:
-    low, high = _TIMESTAMP_S
-    return low <= timestamp.seconds <= high and 0 <= timestamp.nanos < 1_000_000_000

@@ -83,26 +83,37 @@ async def test_nothing_behind_a_batch_that_the_disk_refused_is_stored(tmp_path: 
     await log.close()
 
 
-async def test_nothing_behind_a_batch_that_found_the_queue_full_is_stored(tmp_path: Path) -> None:
+async def test_a_full_write_queue_slows_a_stream_and_keeps_its_order(tmp_path: Path) -> None:
     house = SqliteHouse(tmp_path)
     log = await house.open(queue_events=30)
     publishing = Publishing(log, EventRules(8))
-    stalled = house.stalled()
-    stalled.__enter__()
+    many = 2 * PIPELINED_BATCHES
+    read = 0
 
     async def requests() -> AsyncIterator[pb.PublishStreamRequest]:
-        for number in range(4):
+        nonlocal read
+        for number in range(many):
+            read += 1
             yield batch(str(number), events=10)
-        while not publishing.statistics.refused_events:
-            await asyncio.sleep(0)
-        stalled.__exit__(None, None, None)
-        await log.append([event(id="of-another")])  # there is room again
-        yield batch("late")
 
-    answered, error = await failure_of(publishing, requests())
-    assert (answered, error.reason) == (3, "WRITE_QUEUE_FULL")
-    expected = [f"{number}.{n}" for number in range(3) for n in range(10)]
-    assert set(await stored(log)) - {"of-another"} == set(expected)
+    async def follow() -> int:
+        async with aclosing(publishing.publish_stream(requests())) as answers:
+            return sum([len(answer.results) async for answer in answers])
+
+    with house.stalled():
+        following = asyncio.create_task(follow())
+        for _ in range(10 * PIPELINED_BATCHES):
+            await asyncio.sleep(0)
+        with pytest.raises(ResourceExhausted, match="wait for the disk") as refused:
+            await publishing.publish(pb.PublishRequest(events=[event(id="unary")]))
+        assert refused.value.reason == "WRITE_QUEUE_FULL"
+        assert refused.value.retry_after_s is not None
+        assert read == PIPELINED_BATCHES  # the rest waits with its client
+    async with asyncio.timeout(20):
+        assert await following == many * 10
+    assert await stored(log) == [f"{number}.{n}" for number in range(many) for n in range(10)]
+    assert publishing.statistics.refused_by_reason == {"WRITE_QUEUE_FULL": 1}
+    assert (publishing.intake.bytes, publishing.intake.calls) == (0, 0)
     await log.close()
 
 
@@ -151,10 +162,12 @@ async def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(tmp_path
 
     with house.stalled():
         following = asyncio.create_task(follow())
-        while not publishing.statistics.refused_events:
+        while not publishing.intake.bytes:
             await asyncio.sleep(0)
         following.cancel()
         await asyncio.wait([following])
+        # What the log had taken it stores; what waited for room in it is given up.
+        assert publishing.intake.bytes == 0
     await log.close()
     while any(task.get_name().startswith("flux:publish") for task in asyncio.all_tasks()):
         await asyncio.sleep(0)

@@ -101,6 +101,55 @@ async def publish(address: str, subject: str) -> None:
         await stub.Publish(pb.PublishRequest(events=[event]), metadata=metadata)
 
 
+async def publish_stream(address: str, *events: Event) -> None:
+    async with open_channel(address) as channel:
+        stub = flux_service_pb2_grpc.FluxServiceStub(channel)
+        requests = iter([pb.PublishStreamRequest(events=events)])
+        assert [len(answer.results) async for answer in stub.PublishStream(requests)] == [2]
+
+
+def attributes(span: Any) -> dict[str, Any]:
+    return {
+        one.key: one.value.string_value or one.value.int_value
+        for one in span.attributes
+        if one.key.startswith("messaging.")
+    }
+
+
+async def test_publishing_is_described_and_a_stream_has_a_short_span_for_each_sampled_batch(
+    collector: tuple[Collector, str], tmp_path: Path
+) -> None:
+    collected, endpoint = collector
+    process = ServiceProcess("flux_svc", tmp_path, {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})
+    events = [Event(id=str(n), source="test", subject=f"told.s{n}") for n in range(2)]
+    try:
+        await asyncio.to_thread(process.start)
+        await publish(process.address, "told.alone")
+        await publish_stream(process.address, *events)  # in no trace: no span
+        events[0].traceparent = f"00-{TRACE}-{PARENT}-00"
+        await publish_stream(process.address, *events)  # not sampled: no span
+        events[0].traceparent = f"00-{TRACE}-{PARENT}-01"
+        await publish_stream(process.address, *events)
+        assert await asyncio.to_thread(process.terminate) == 0
+    finally:
+        await asyncio.to_thread(process.close)
+    common = {
+        "messaging.system": "aither_flux",
+        "messaging.operation.name": "publish",
+        "messaging.operation.type": "send",
+    }
+    (unary,) = [span for span in collected.spans if span.name.endswith("/Publish")]
+    assert attributes(unary) == {
+        **common,
+        "messaging.batch.message_count": 1,
+        "messaging.destination.name": "told.alone",
+    }
+    (batch,) = [span for span in collected.spans if span.name == "publish"]
+    assert attributes(batch) == {**common, "messaging.batch.message_count": 2}
+    assert (batch.trace_id.hex(), batch.parent_span_id.hex()) == (TRACE, PARENT)
+    assert 0 < batch.end_time_unix_nano - batch.start_time_unix_nano < 5_000_000_000
+
+
 async def test_spans_metrics_and_logs_reach_a_collector(
     collector: tuple[Collector, str], tmp_path: Path
 ) -> None:
