@@ -16,10 +16,11 @@ from aither_sdk.errors import (
     ResourceExhausted,
     Unimplemented,
 )
+from aither_sdk.event_rules import MAX_BATCH_EVENTS
 from aither_sdk.subjects import FilterSet
 from flux_svc import validation
 from flux_svc.fanout.hub import Hub
-from flux_svc.fanout.subscription import MAX_BATCH_EVENTS, Request, Subscription
+from flux_svc.fanout.subscription import Request, Subscription
 from flux_svc.logs.base import EventLog
 from flux_svc.publishing import Publishing
 

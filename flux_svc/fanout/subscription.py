@@ -20,7 +20,6 @@ from flux_svc.fanout.hub import Hub
 from flux_svc.fanout.view import Batch, View
 from flux_svc.logs.base import EventLog, ReadResult
 
-MAX_BATCH_EVENTS = 4096
 MAX_BATCH_BYTES = 512 * 1024
 """Large enough that a message costs little an event, small enough that a thousand blocked readers
 with a batch of their own each cost half a gigabyte at the very worst."""
