@@ -33,6 +33,10 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     # that is held back, which no bound of ours would see. This is 40 MB/s a stream at 50 ms.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 2 * 2**20),
+    # Calls between the wire and the loop. Beyond 1,000, its own limit, gRPC cancels some at random,
+    # without a reason that a client could act on; ours are refused by the service itself.
+    ("grpc.server.max_pending_requests", 10_000),
+    ("grpc.server.max_pending_requests_hard_limit", 20_000),
     # A client that vanished without a FIN is noticed within 30 s.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),

@@ -213,6 +213,23 @@ async def test_the_memory_of_flux_is_bounded_while_its_disk_hangs(tmp_path: Path
             async with asyncio.timeout(120):
                 await asyncio.gather(*work)
             info = await stub.GetStreamInfo(pb.GetStreamInfoRequest())
-        print(f"most: {most / 2**20:.0f} MiB")
         assert info.published_events == streams * batches * BATCH_EVENTS
         assert most < 400 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_no_call_of_a_crowd_is_cancelled_without_a_reason(tmp_path: Path) -> None:
+    """gRPC itself drops calls at random when more than 1,000 arrive at once, unless it is told."""
+    with running("flux_svc", tmp_path) as flux:
+        async with open_channel(flux.address) as channel:
+            stub = flux_service_pb2_grpc.FluxServiceStub(channel)
+            with locked(tmp_path):
+                requests = [
+                    pb.PublishRequest(events=[Event(id=str(n), source="crowd", subject="a.b")])
+                    for n in range(2500)
+                ]
+                calls = [stub.Publish(request, timeout=60) for request in requests]
+                await asyncio.sleep(2)
+            answers = await asyncio.gather(*calls)
+    assert len({answer.results[0].sequence for answer in answers}) == 2500
