@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from aither_sdk.events import new_event
 from aither_sdk.lifecycle import Life, run
 from aither_sdk.vocabulary import register_types
+from flux_svc.fanout.audience import Audience
 from flux_svc.fanout.hub import Hub
 from flux_svc.logs import open_log
 from flux_svc.loop_guard import LoopGuard
@@ -40,8 +41,9 @@ async def serve(life: Life) -> None:
             max_streams=settings.max_publish_streams,
             max_log_bytes=settings.quotas.max_log_bytes,
         )
-        observe(log, hub, publishing)
-        servicer = FluxServicer(log, hub, publishing, max_subscriptions=settings.max_subscriptions)
+        audience = Audience(settings.max_subscriptions)
+        observe(log, hub, publishing, audience)
+        servicer = FluxServicer(log, hub, publishing, audience)
 
         async def announce(subject: str, payload: Message) -> None:
             await log.append([new_event(subject, payload, source=life.name)])

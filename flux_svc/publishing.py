@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -103,6 +104,8 @@ class Publishing:
     ) -> None:
         """Unset: no quotas, loops are refused but not told of, the bounds of `intake.py`."""
         self.statistics = PublishStatistics()
+        self.on_append: Callable[[float], object] | None = None
+        """Hears how many seconds each append took that succeeded."""
         self.quotas = quotas or Quotas()
         self.intake = intake or Intake()
         self._log = log
@@ -148,8 +151,8 @@ class Publishing:
             if claims:
                 self.quotas.take(claims)
             try:
-                return await self._log.append(
-                    events, durability=request.durability, expected=expected
+                return await self._timed(
+                    self._log.append(events, durability=request.durability, expected=expected)
                 )
             except AitherError:
                 self.quotas.give_back(claims)
@@ -287,11 +290,13 @@ class Publishing:
         if batch.good:
             self._check_space()
             with batch_span(batch.good):
-                appended = await self._log.append(
-                    batch.good,
-                    durability=batch.request.durability,
-                    succession=succession,
-                    wait=True,
+                appended = await self._timed(
+                    self._log.append(
+                        batch.good,
+                        durability=batch.request.durability,
+                        succession=succession,
+                        wait=True,
+                    )
                 )
         self._count(appended)
         for fault in batch.faults.values():
@@ -308,6 +313,13 @@ class Publishing:
     def _tell_loops(self, events: Sequence[Event]) -> None:
         if self._guard is not None:
             self._guard.refused(self._rules.too_deep(events))
+
+    async def _timed(self, append: Awaitable[Sequence[Appended]]) -> Sequence[Appended]:
+        begin_s = time.monotonic()
+        appended = await append
+        if self.on_append is not None:
+            self.on_append(time.monotonic() - begin_s)
+        return appended
 
     def _check_open(self) -> None:
         if self._closed:

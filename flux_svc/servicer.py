@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -10,16 +9,16 @@ from typing import Any
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither_sdk.errors import (
     FailedPrecondition,
-    FieldViolation,
-    InvalidArgument,
     OutOfRange,
-    ResourceExhausted,
     Unimplemented,
 )
 from aither_sdk.event_rules import MAX_BATCH_EVENTS
 from aither_sdk.subjects import FilterSet
 from flux_svc import validation
+from flux_svc.fanout.audience import Audience
+from flux_svc.fanout.delivery import reason_name
 from flux_svc.fanout.hub import Hub
+from flux_svc.fanout.state import gather
 from flux_svc.fanout.subscription import Request, Subscription
 from flux_svc.logs.base import EventLog
 from flux_svc.publishing import Publishing
@@ -29,23 +28,17 @@ Context = Any
 
 _READ_EVENTS, _READ_BYTES = 100, 2**20
 _MAX_ANSWER_BYTES = 7 * 2**20
-_FETCHED_EVENTS = 256
-"""Events of one piece of an answer."""
-_SUBSCRIPTIONS_LISTED = 1000
 
 
 class FluxServicer:
     """Handlers by the names of the RPCs. Those that return events return encoded messages: frames
     are encoded once and joined (`registration.py` says which)."""
 
-    def __init__(
-        self, log: EventLog, hub: Hub, publishing: Publishing, *, max_subscriptions: int
-    ) -> None:
+    def __init__(self, log: EventLog, hub: Hub, publishing: Publishing, audience: Audience) -> None:
         self._log = log
         self._hub = hub
         self._publishing = publishing
-        self._max_subscriptions = max_subscriptions
-        self._subscriptions: dict[str, Subscription] = {}
+        self._audience = audience
 
     async def Publish(self, request: pb.PublishRequest, context: Context) -> pb.PublishResponse:
         return await self._publishing.publish(request)
@@ -61,22 +54,11 @@ class FluxServicer:
         self, request: pb.SubscribeRequest, context: Context
     ) -> AsyncIterator[bytes]:
         checked = await self._checked(request, context)
-        if len(self._subscriptions) >= self._max_subscriptions:
-            raise ResourceExhausted(
-                f"{self._max_subscriptions} subscriptions are open; close some or raise "
-                "flux.max_subscriptions",
-                reason="TOO_MANY_SUBSCRIPTIONS",
-                retry_after_s=5.0,
-            )
-        key = uuid.uuid4().hex
         subscription = Subscription(checked, self._hub, self._log)
-        self._subscriptions[key] = subscription
-        try:
+        with self._audience.seated(subscription):
             async with aclosing(subscription.messages()) as messages:
                 async for message in messages:
                     yield message
-        finally:
-            del self._subscriptions[key]
 
     async def Consume(
         self, requests: AsyncIterator[pb.ConsumeRequest], context: Context
@@ -109,30 +91,18 @@ class FluxServicer:
         return result.payload + tail.SerializeToString()
 
     async def GetLast(self, request: pb.GetLastRequest, context: Context) -> bytes:
-        if not request.filters:
-            told = 'empty; name at least one, such as "genesis.snapshot", or ">" for all'
-            raise InvalidArgument.of([FieldViolation("filters", told)])
-        state = await self._log.newest(FilterSet(request.filters).matches)
-        answer = bytearray()
-        for start in range(0, len(state.sequences), _FETCHED_EVENTS):
-            piece = state.sequences[start : start + _FETCHED_EVENTS]
-            answer += (await self._log.fetch(piece)).payload
-            if len(answer) > _MAX_ANSWER_BYTES:
-                raise ResourceExhausted(
-                    f"the state of {len(state.sequences)} subjects is more than the "
-                    f"{_MAX_ANSWER_BYTES} bytes of one answer; use narrower filters, or Subscribe "
-                    "with last_per_subject",
-                    reason="ANSWER_TOO_LARGE",
-                )
-        tail = pb.GetLastResponse(last_sequence=state.position, epoch=self._log.epoch)
-        return bytes(answer) + tail.SerializeToString()
+        validation.check_get_last(request)
+        matches = FilterSet(request.filters).matches
+        answer, position = await gather(self._log, matches, max_bytes=_MAX_ANSWER_BYTES)
+        tail = pb.GetLastResponse(last_sequence=position, epoch=self._log.epoch)
+        return answer + tail.SerializeToString()
 
     async def GetStreamInfo(
         self, request: pb.GetStreamInfoRequest, context: Context
     ) -> pb.GetStreamInfoResponse:
+        validation.check_stream_info(request)
         info = self._log.info()
         published, fanout = self._publishing.statistics, self._hub.statistics
-        listed = list(self._subscriptions.values())[:_SUBSCRIPTIONS_LISTED]
         return pb.GetStreamInfoResponse(
             log=info.kind,
             epoch=info.epoch,
@@ -141,22 +111,23 @@ class FluxServicer:
             events=info.events,
             bytes=info.bytes,
             subjects=info.subjects,
-            subscriptions=[subscription.info() for subscription in listed],
-            subscription_count=len(self._subscriptions),
+            subscriptions=self._audience.infos(
+                request.max_subscriptions or validation.MAX_LISTED_SUBSCRIPTIONS
+            ),
+            subscription_count=len(self._audience),
             published_events=published.published_events,
             delivered_events=fanout.delivered_events,
             refused_events=published.refused_events,
             duplicate_events=published.duplicate_events,
             ring_reads=fanout.ring_reads,
             log_reads=fanout.log_reads,
+            missed_events={
+                reason_name(reason): events for reason, events in fanout.missed_events.items()
+            },
         )
 
     async def _checked(self, request: pb.SubscribeRequest, context: Context) -> Request:
         validation.check_subscribe(request)
-        if request.slow_policy not in (pb.SLOW_POLICY_UNSPECIFIED, pb.SLOW_POLICY_CATCH_UP):
-            raise Unimplemented(
-                "only the slow policy CATCH_UP is in this version; leave slow_policy unset"
-            )
         return Request(
             filters=FilterSet(request.filters),
             excluded_sources=frozenset(request.exclude_sources),
@@ -165,7 +136,9 @@ class FluxServicer:
             stop_sequence=request.stop_sequence if request.HasField("stop_sequence") else None,
             heartbeat_s=validation.heartbeat_s(request),
             batch_events=request.max_batch_events or MAX_BATCH_EVENTS,
-            client_name=request.client_name or context.peer(),
+            client_name=request.client_name,
+            peer=context.peer(),
+            slow_policy=request.slow_policy or pb.SLOW_POLICY_CATCH_UP,
         )
 
     async def _start(self, request: pb.SubscribeRequest) -> int:
@@ -179,9 +152,7 @@ class FluxServicer:
                 metadata={"epoch": self._log.epoch},
             )
         start = request.WhichOneof("start")
-        is_zero = start == "after_sequence" and not request.after_sequence
-        # A zero with its epoch is a place that was left: what is gone since then is a gap.
-        if start == "earliest" or (is_zero and not request.resume_epoch):
+        if start == "earliest":
             info = self._log.info()
             return info.first_sequence - 1 if info.events else info.last_sequence
         if start == "at_time":

@@ -30,6 +30,7 @@ MAX_READ_BYTES = MAX_BATCH_BYTES
 MAX_EXPECTED_SUBJECTS = 64
 MAX_EXCLUDED_SOURCES = 16
 MAX_NAME_BYTES = 128
+MAX_LISTED_SUBSCRIPTIONS = 1000
 HEARTBEAT_S = (1.0, 300.0)
 DEFAULT_HEARTBEAT_S = 15.0
 
@@ -161,6 +162,9 @@ def check_subscribe(request: pb.SubscribeRequest) -> None:
     if len(request.client_name.encode()) > MAX_NAME_BYTES:
         told = f"{len(request.client_name.encode())} bytes; {MAX_NAME_BYTES} at most"
         found.append(FieldViolation("client_name", told))
+    if request.slow_policy not in pb.SlowPolicy.values():
+        told = f"{request.slow_policy} is none of {', '.join(pb.SlowPolicy.keys())}"
+        found.append(FieldViolation("slow_policy", told))
     if found:
         raise InvalidArgument.of(found)
 
@@ -176,3 +180,19 @@ def check_read(request: pb.ReadRequest) -> None:
         found.append(FieldViolation("max_bytes", told))
     if found:
         raise InvalidArgument.of(found)
+
+
+def check_get_last(request: pb.GetLastRequest) -> None:
+    """Raises InvalidArgument for what is wrong whatever the log holds."""
+    if not request.filters:
+        told = 'empty; name at least one, such as "genesis.snapshot", or ">" for all'
+        raise InvalidArgument.of([FieldViolation("filters", told)])
+    if found := filter_violations(request.filters):
+        raise InvalidArgument.of(found)
+
+
+def check_stream_info(request: pb.GetStreamInfoRequest) -> None:
+    """Raises InvalidArgument for what is wrong whoever is connected."""
+    if request.max_subscriptions > MAX_LISTED_SUBSCRIPTIONS:
+        told = f"{request.max_subscriptions}; use 1..{MAX_LISTED_SUBSCRIPTIONS}"
+        raise InvalidArgument.of([FieldViolation("max_subscriptions", told)])

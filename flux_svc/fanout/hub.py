@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from aither.flux.v1.flux_service_pb2 import GapReason
 from aither_sdk.subjects import FilterSet
 from flux_svc.fanout.pacer import Pacer, pause_s
 from flux_svc.fanout.view import View, ViewKey
@@ -23,8 +24,11 @@ class FanoutStatistics:
     """Counts since the start; changed by the hub's subscriptions."""
 
     delivered_events: int = 0
+    delivered_bytes: int = 0
     ring_reads: int = 0
     log_reads: int = 0
+    missed_events: Counter[GapReason.ValueType] = field(default_factory=Counter)
+    """Told of in gaps, each counted once a subscriber."""
 
 
 class Hub:
@@ -55,6 +59,8 @@ class Hub:
         self._pacer = Pacer(self._wake)
         self._woken_at = last_sequence
         """The end of the log at the last wake; what came since is what the next one brings."""
+        self._stops: dict[asyncio.Future[None], int] = {}
+        """Those who wait for a sequence to be passed, by whatever subject."""
 
     @property
     def views(self) -> int:
@@ -67,6 +73,8 @@ class Hub:
         self.last_sequence = records[-1].sequence
         if not self._views:
             return
+        if self._stops:
+            self._wake_stopped()
         routes, dirty, kept_bytes = self._routes, self._dirty, 0
         for sequence, _recorded_ns, subject, source, frame in records:
             kept_bytes += len(frame)
@@ -104,13 +112,17 @@ class Hub:
         """Whether `view.take(position, ...)` leaves nothing out."""
         return position >= view.start
 
-    async def wait(self, view: View, position: int, timeout_s: float) -> bool:
-        """True when the view may have more than `position` or the hub closes, False after the
-        timeout. Safe to cancel."""
-        if self.closing:
+    async def wait(
+        self, view: View, position: int, timeout_s: float, *, stop: int | None = None
+    ) -> bool:
+        """True when the view may have more than `position`, the log has passed `stop` or the hub
+        closes; False after the timeout. Safe to cancel."""
+        if self.closing or (stop is not None and self.last_sequence >= stop):
             return True
         waiter = asyncio.get_running_loop().create_future()
         view.waiting.add(waiter)
+        if stop is not None:
+            self._stops[waiter] = stop
         if view.has_after(position):
             self._dirty.add(view)
             self._ask_for_wake()
@@ -121,6 +133,7 @@ class Hub:
             return False
         finally:
             view.waiting.discard(waiter)
+            self._stops.pop(waiter, None)
         return True
 
     def close(self) -> None:
@@ -158,6 +171,11 @@ class Hub:
             self._gone_events = self._gone_bytes = 0
             for view in self._views.values():
                 view.trim(oldest)
+
+    def _wake_stopped(self) -> None:
+        for waiter, stop in self._stops.items():
+            if stop <= self.last_sequence and not waiter.done():
+                waiter.set_result(None)
 
     def _ask_for_wake(self) -> None:
         if self._pacer.armed or not any(view.waiting for view in self._dirty):

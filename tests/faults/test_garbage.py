@@ -216,13 +216,20 @@ async def test_what_does_not_exist_yet_says_so(flux: ServiceProcess, stub: Any) 
     error = await refusal(stub.Consume().read())
     assert error.code is grpc.StatusCode.UNIMPLEMENTED
     assert error.reason == "UNIMPLEMENTED"
-    slow = pb.SubscribeRequest(slow_policy=pb.SLOW_POLICY_CONFLATE)
-    assert (await refusal(stub.Subscribe(slow).read())).code is grpc.StatusCode.UNIMPLEMENTED
     async with open_channel(flux.address) as channel:
         groups: Any = consumer_service_pb2_grpc.ConsumerServiceStub(channel)
         error = await refusal(groups.ListConsumers(consumer_service_pb2.ListConsumersRequest()))
         assert error.code is grpc.StatusCode.UNIMPLEMENTED
         assert "consumer groups" in error.message
+
+
+async def test_a_policy_that_does_not_exist_is_refused(stub: Any) -> None:
+    slow = pb.SubscribeRequest.FromString(b"\x60\x09")  # slow_policy = 9
+    error = await refusal(stub.Subscribe(slow).read())
+    assert error.violations[0].field == "slow_policy"
+    many = pb.GetStreamInfoRequest(max_subscriptions=1001)
+    error = await refusal(stub.GetStreamInfo(many))
+    assert error.violations[0].field == "max_subscriptions"
 
 
 @pytest.mark.parametrize("heartbeat_s", [0, 301])

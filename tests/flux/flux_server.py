@@ -15,6 +15,7 @@ from aither_sdk.clock import Clock
 from aither_sdk.errors import AitherError
 from aither_sdk.interceptors import ErrorInterceptor, TelemetryInterceptor
 from aither_sdk.rpc_status import from_rpc_error
+from flux_svc.fanout.audience import Audience
 from flux_svc.fanout.hub import Hub
 from flux_svc.intake import Intake
 from flux_svc.logs.base import EventLog
@@ -62,7 +63,7 @@ async def serving(
             max_streams=max_streams,
             max_log_bytes=max_log_bytes,
         )
-        servicer = FluxServicer(log, hub, publishing, max_subscriptions=1000)
+        servicer = FluxServicer(log, hub, publishing, Audience(1000))
         # Not `open_server`: its address may not be dialled by the process that serves it.
         interceptors: list[Any] = [ErrorInterceptor(), *([TelemetryInterceptor()] * telemetry)]
         server = grpc.aio.server(

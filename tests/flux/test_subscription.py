@@ -3,64 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+import time
 
 import pytest
 
 from aither.flux.v1 import flux_service_pb2 as pb
-from aither_sdk.subjects import FilterSet
-from flux_svc.fanout.hub import Hub
+from aither_sdk.errors import DataLoss
 from flux_svc.fanout.pacer import Pacer
-from flux_svc.fanout.subscription import Request, Subscription
-from flux_svc.logs.memory import MemoryLog
 from tests.conformance.log_house import event, events
-
-
-class House:
-    """A log and a hub that hears of its commits."""
-
-    def __init__(self, *, log_events: int = 10_000, ring_events: int = 10_000) -> None:
-        self.log = MemoryLog(max_events=log_events)
-        self.hub = Hub(0, max_events=ring_events, max_bytes=2**30)
-        self.log.on_commit(self.hub.commit)
-
-    @asynccontextmanager
-    async def following(
-        self,
-        *filters: str,
-        position: int = 0,
-        snapshot: bool = False,
-        stop_sequence: int | None = None,
-        heartbeat_s: float = 30.0,
-        batch_events: int = 4096,
-    ) -> AsyncIterator[AsyncIterator[pb.SubscribeResponse]]:
-        request = Request(
-            filters=FilterSet(filters),
-            excluded_sources=frozenset(),
-            position=position,
-            snapshot=snapshot,
-            stop_sequence=stop_sequence,
-            heartbeat_s=heartbeat_s,
-            batch_events=batch_events,
-            client_name="test",
-        )
-        subscription = Subscription(request, self.hub, self.log)
-        async with asyncio.timeout(20), aclosing(subscription.messages()) as messages:
-            yield (pb.SubscribeResponse.FromString(message) async for message in messages)
-
-
-async def until(messages: AsyncIterator[pb.SubscribeResponse], control: str) -> list[str]:
-    """The messages up to the first with this control, in short."""
-    told: list[str] = []
-    async for message in messages:
-        told += [str(event.sequence) for event in message.events]
-        kind = message.WhichOneof("control")
-        if kind is not None:
-            told.append(kind)
-        if kind == control:
-            return told
-    raise AssertionError(f"it ended without {control}: {told}")
+from tests.flux.house import House, in_short, until
 
 
 async def test_an_event_that_waits_for_its_wake_is_not_lost_to_a_heartbeat(
@@ -136,3 +87,111 @@ async def test_a_live_subscriber_with_a_stop_is_not_called_behind_for_every_even
             await house.log.append([event()])
         told = await until(messages, "closing")
     assert told == ["1", "2", "3", "closing"]
+
+
+async def test_a_stop_that_only_others_pass_is_noticed_at_once() -> None:
+    """The heartbeat is half a minute away."""
+    house = House()
+    async with house.following("mine", stop_sequence=5, heartbeat_s=30) as messages:
+        await until(messages, "caught_up")
+        begin_s = time.monotonic()
+        closing = asyncio.ensure_future(anext(messages))
+        for _ in range(3):
+            await house.log.append(events(3, "other"))
+            await asyncio.sleep(0)
+        ended = (await closing).closing
+    assert time.monotonic() - begin_s < 5
+    assert (ended.reason, ended.resume_sequence) == (pb.CLOSING_REASON_STOP_REACHED, 5)
+
+
+async def test_a_stop_is_served_from_memory_while_it_lies_ahead() -> None:
+    house = House()
+    async with house.following(stop_sequence=25) as messages:
+        await until(messages, "caught_up")
+        reads = house.hub.statistics.log_reads
+        for _ in range(2):
+            await house.log.append(events(10))
+            assert len((await anext(messages)).events) == 10
+        assert house.hub.statistics.log_reads == reads
+        # This batch goes beyond it: only the log can end in its middle.
+        await house.log.append(events(10))
+        assert await until(messages, "closing") == ["21", "22", "23", "24", "25", "closing"]
+
+
+async def test_a_stop_below_what_is_trimmed_ends_the_stream_there() -> None:
+    house = House(log_events=10)
+    for _ in range(5):
+        await house.log.append(events(10))
+    async with house.following(position=3, stop_sequence=7) as messages:
+        assert await until(messages, "closing") == ["started", "TRIMMED 4..7: 4", "closing"]
+
+
+async def test_heartbeats_come_while_everything_read_is_dropped() -> None:
+    house = House(log_events=100_000)
+    for _ in range(10):
+        await house.log.append(events(4096, "other"))
+    async with house.following("mine", heartbeat_s=0) as messages:
+        bookmarks: list[int] = []
+        async for message in messages:
+            if message.HasField("progress"):
+                bookmarks.append(message.progress.sequence)
+            if message.HasField("caught_up"):
+                break
+    assert len(bookmarks) > 3
+    assert bookmarks == sorted(set(bookmarks))
+
+
+async def test_a_damaged_event_ends_the_stream_after_those_before_it() -> None:
+    house = House()
+    await house.log.append(events(5))
+    house.log.damaged = {4}
+    told: list[str] = []
+    async with house.following() as messages:
+        for _ in range(2):
+            told += in_short(await anext(messages))
+        with pytest.raises(DataLoss) as lost:
+            await anext(messages)
+    assert told == ["started", "1", "2", "3"]
+    assert lost.value.metadata["sequence"] == "4"
+
+
+async def test_a_snapshot_begins_before_everything_and_moves_on_when_it_is_complete() -> None:
+    """Until then the only place to resume from is the beginning."""
+    house = House()
+    await house.log.append([event("state.a"), event("state.a"), event("state.b")])
+    async with house.following("state.*", snapshot=True) as messages:
+        assert (await anext(messages)).started.position == 0
+        assert await until(messages, "caught_up") == ["2", "3", "snapshot_end", "caught_up"]
+
+
+async def test_a_snapshot_has_a_state_of_what_was_superseded_and_removed_meanwhile() -> None:
+    house = House()
+    await house.log.append([event("state.a"), event("state.b")])
+
+    async def supersede() -> None:
+        await house.log.append([event("state.a"), event("state.c")])
+        house.log.lose(1)
+
+    house.log.before_fetch = supersede
+    async with house.following("state.*", snapshot=True) as messages:
+        assert await until(messages, "snapshot_end") == ["started", "2", "3", "4", "snapshot_end"]
+        await house.log.append([event("state.b")])
+        assert await until(messages, "caught_up") == ["5", "caught_up"]
+
+
+async def test_a_snapshot_does_not_take_an_excluded_source_for_one_that_is_gone() -> None:
+    house = House()
+    await house.log.append([event("state.a", source="me"), event("state.b")])
+    async with house.following("state.*", snapshot=True, excluded=["me"]) as messages:
+        assert await until(messages, "snapshot_end") == ["started", "2", "snapshot_end"]
+
+
+async def test_a_drain_in_the_middle_of_a_snapshot_says_to_begin_again() -> None:
+    house = House()
+    await house.log.append([event(f"state.s{n}") for n in range(20)])
+    async with house.following("state.*", snapshot=True, batch_events=5) as messages:
+        await anext(messages)
+        assert len((await anext(messages)).events) == 5
+        house.hub.close()
+        last = [message async for message in messages][-1]
+    assert (last.closing.reason, last.closing.resume_sequence) == (pb.CLOSING_REASON_DRAINING, 0)

@@ -56,14 +56,19 @@ class _SlowPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SlowPolicy
     SLOW_POLICY_UNSPECIFIED: _SlowPolicy.ValueType  # 0
     """Same as CATCH_UP."""
     SLOW_POLICY_CATCH_UP: _SlowPolicy.ValueType  # 1
-    """Deliver everything, from the log, as fast as it reads."""
+    """Deliver everything, from the log, as fast as it reads. Only retention can make it miss some."""
     SLOW_POLICY_CONFLATE: _SlowPolicy.ValueType  # 2
-    """When more waits than one message holds, skip to the newest event of each subject: a `gap`
-    (CONFLATED) comes first and tells the range, then the events that stand for it.
+    """When more matching events wait than one message holds (`max_batch_events`, 512 KiB), skip to the
+    newest event of each subject: a `gap` (CONFLATED) comes first and tells the range, then the
+    events that stand for it, in one message or several. This is asked anew before each message,
+    while catching up as well as live. An event of an excluded source that is the newest of its
+    subject is left out, and nothing stands for that subject. Nothing is skipped once the log has
+    passed `stop_sequence`: what was newest there is not known any more.
     """
     SLOW_POLICY_DISCONNECT: _SlowPolicy.ValueType  # 3
-    """When it has fallen out of what is held in memory, end the stream with `closing` (TOO_SLOW) and
-    the position to resume from.
+    """When it was live once (`caught_up`) and the next event that matches has left the memory of Flux
+    before this subscriber took it, end the stream with `closing` (TOO_SLOW) and the position to
+    resume from. It is told when it reads on; one that is still catching up is never ended.
     """
 
 class SlowPolicy(_SlowPolicy, metaclass=_SlowPolicyEnumTypeWrapper):
@@ -72,14 +77,19 @@ class SlowPolicy(_SlowPolicy, metaclass=_SlowPolicyEnumTypeWrapper):
 SLOW_POLICY_UNSPECIFIED: SlowPolicy.ValueType  # 0
 """Same as CATCH_UP."""
 SLOW_POLICY_CATCH_UP: SlowPolicy.ValueType  # 1
-"""Deliver everything, from the log, as fast as it reads."""
+"""Deliver everything, from the log, as fast as it reads. Only retention can make it miss some."""
 SLOW_POLICY_CONFLATE: SlowPolicy.ValueType  # 2
-"""When more waits than one message holds, skip to the newest event of each subject: a `gap`
-(CONFLATED) comes first and tells the range, then the events that stand for it.
+"""When more matching events wait than one message holds (`max_batch_events`, 512 KiB), skip to the
+newest event of each subject: a `gap` (CONFLATED) comes first and tells the range, then the
+events that stand for it, in one message or several. This is asked anew before each message,
+while catching up as well as live. An event of an excluded source that is the newest of its
+subject is left out, and nothing stands for that subject. Nothing is skipped once the log has
+passed `stop_sequence`: what was newest there is not known any more.
 """
 SLOW_POLICY_DISCONNECT: SlowPolicy.ValueType  # 3
-"""When it has fallen out of what is held in memory, end the stream with `closing` (TOO_SLOW) and
-the position to resume from.
+"""When it was live once (`caught_up`) and the next event that matches has left the memory of Flux
+before this subscriber took it, end the stream with `closing` (TOO_SLOW) and the position to
+resume from. It is told when it reads on; one that is still catching up is never ended.
 """
 Global___SlowPolicy: _TypeAlias = SlowPolicy  # noqa: Y015
 
@@ -92,14 +102,20 @@ class _GapReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GapReason.V
     GAP_REASON_UNSPECIFIED: _GapReason.ValueType  # 0
     """Never sent."""
     GAP_REASON_TRIMMED: _GapReason.ValueType  # 1
-    """Retention removed them before this subscriber came to them."""
+    """Retention removed them, and all before them, before this subscriber came to them. The position
+    is now `to_sequence`.
+    """
     GAP_REASON_CONFLATED: _GapReason.ValueType  # 2
-    """Skipped by the policy CONFLATE. What stands for them comes after the gap, inside its range."""
+    """Skipped by the policy CONFLATE. What stands for them comes after the gap, inside its range:
+    the gap does not move the position.
+    """
     GAP_REASON_UNREADABLE: _GapReason.ValueType  # 3
-    """They were damaged on the disk and taken out by a repair."""
+    """They were damaged on the disk and taken out by a repair, or lost with the power before they
+    were fsynced (durability MEMORY). The position is now `to_sequence`.
+    """
     GAP_REASON_COMPACTED: _GapReason.ValueType  # 4
     """Retention by subject, or expiry, removed single events. Those of the range that are left come
-    after the gap.
+    after the gap: it does not move the position. One gap tells of many such holes.
     """
 
 class GapReason(_GapReason, metaclass=_GapReasonEnumTypeWrapper):
@@ -108,14 +124,20 @@ class GapReason(_GapReason, metaclass=_GapReasonEnumTypeWrapper):
 GAP_REASON_UNSPECIFIED: GapReason.ValueType  # 0
 """Never sent."""
 GAP_REASON_TRIMMED: GapReason.ValueType  # 1
-"""Retention removed them before this subscriber came to them."""
+"""Retention removed them, and all before them, before this subscriber came to them. The position
+is now `to_sequence`.
+"""
 GAP_REASON_CONFLATED: GapReason.ValueType  # 2
-"""Skipped by the policy CONFLATE. What stands for them comes after the gap, inside its range."""
+"""Skipped by the policy CONFLATE. What stands for them comes after the gap, inside its range:
+the gap does not move the position.
+"""
 GAP_REASON_UNREADABLE: GapReason.ValueType  # 3
-"""They were damaged on the disk and taken out by a repair."""
+"""They were damaged on the disk and taken out by a repair, or lost with the power before they
+were fsynced (durability MEMORY). The position is now `to_sequence`.
+"""
 GAP_REASON_COMPACTED: GapReason.ValueType  # 4
 """Retention by subject, or expiry, removed single events. Those of the range that are left come
-after the gap.
+after the gap: it does not move the position. One gap tells of many such holes.
 """
 Global___GapReason: _TypeAlias = GapReason  # noqa: Y015
 
@@ -436,7 +458,9 @@ class SubscribeRequest(_message.Message):
     it is not the epoch of the log: FAILED_PRECONDITION with reason EPOCH_MISMATCH.
     """
     stop_sequence: _builtins.int
-    """End the stream with `closing` (reason STOP_REACHED) once this sequence was passed. Unset: never."""
+    """End the stream with `closing` (reason STOP_REACHED) as soon as the log has passed this sequence
+    and everything up to it came, matching or not. Unset: never.
+    """
     max_batch_events: _builtins.int
     """Most events in one message, 1..4096. Unset (0): Flux chooses."""
     slow_policy: Global___SlowPolicy.ValueType
@@ -459,7 +483,9 @@ class SubscribeRequest(_message.Message):
 
     @_builtins.property
     def at_time(self) -> _timestamp_pb2.Timestamp:
-        """From the first event recorded at this time or later."""
+        """From the first event recorded at this time or later, of those the log still holds. Nothing
+        recorded so late: as `new`.
+        """
 
     @_builtins.property
     def last_per_subject(self) -> Global___StartLastPerSubject:
@@ -469,8 +495,9 @@ class SubscribeRequest(_message.Message):
 
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
-        """A `progress` message is sent after this long without one of another kind, so that proxies keep
-        the stream and the client knows it is alive. 1 s..5 min. Unset: 15 s.
+        """A `progress` message is sent after this long without one of another kind, live and while
+        catching up, so that proxies keep the stream and the client knows it is alive. 1 s..5 min.
+        Unset: 15 s.
         """
 
     @_builtins.property
@@ -649,8 +676,9 @@ class Started(_message.Message):
     last_sequence: _builtins.int
     """Newest sequence that the log holds; 0 when it was never written."""
     position: _builtins.int
-    """The position from which this stream begins: events greater than this are delivered. May be
-    used as `after_sequence` even if no event ever comes.
+    """The position from which this stream begins: events greater than this are delivered, or told
+    as missing. May be used as `after_sequence` even if no event ever comes. 0 for
+    `last_per_subject`, whose snapshot has no position until `snapshot_end`.
     """
     def __init__(
         self,
@@ -670,7 +698,9 @@ Global___Started: _TypeAlias = Started  # noqa: Y015
 
 @_typing.final
 class SnapshotEnd(_message.Message):
-    """The end of the snapshot."""
+    """The end of the snapshot. It has an event of every subject that had one at this sequence; a subject
+    that changed while it was sent may have come twice, the newer one later.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -764,7 +794,9 @@ Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class Gap(_message.Message):
-    """A hole in what is delivered."""
+    """A hole in what is delivered. After a broken stream a gap that did not move the position may be told
+    again, as far as it lies after the position.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -779,7 +811,9 @@ class Gap(_message.Message):
     reason: Global___GapReason.ValueType
     """Why."""
     missing_events: _builtins.int
-    """How many events of the range are gone, matching or not. 0: not known."""
+    """How many events of the range are gone, or are not delivered for a CONFLATED one, matching or
+    not. 0: not known.
+    """
     def __init__(
         self,
         *,
@@ -808,7 +842,7 @@ class Closing(_message.Message):
     reason: Global___ClosingReason.ValueType
     """Why."""
     resume_sequence: _builtins.int
-    """`after_sequence` to resume with."""
+    """`after_sequence` to resume with. 0 in the middle of a snapshot: ask for it again."""
     epoch: _builtins.str
     """`resume_epoch` to resume with."""
     def __init__(

@@ -54,7 +54,10 @@ class FluxServiceStub:
     A subscriber that reads slowly is fed from the log and never slows a publisher or another
     subscriber. Ends with OK after `closing` when Flux drains. INVALID_ARGUMENT: a bad filter.
     FAILED_PRECONDITION with reason EPOCH_MISMATCH: the log is not the one you left.
-    OUT_OF_RANGE: `after_sequence` lies beyond the end of the log.
+    OUT_OF_RANGE: `after_sequence` lies beyond the end of the log. DATA_LOSS, with `sequence` in the
+    metadata: the next event is damaged; those before it came. Asking again changes nothing until
+    `aither flux repair` has taken it out, which a `gap` tells then. RESOURCE_EXHAUSTED with reason
+    TOO_MANY_SUBSCRIPTIONS.
     """
     Consume: _aio.StreamStreamMultiCallable[_flux_service_pb2.ConsumeRequest, _flux_service_pb2.ConsumeResponse]
     """Takes events as a member of a durable consumer group, which keeps the position and hands each
@@ -75,8 +78,10 @@ class FluxServiceStub:
     """Returns the newest event of every subject that matches, ordered by sequence: the way to ask for
     state, for example with the filter "genesis.snapshot".
 
-    No match is an empty answer, not an error. INVALID_ARGUMENT: a bad filter. RESOURCE_EXHAUSTED:
-    the answer would exceed the message limit; narrow the filters.
+    All of them were the newest at one moment, that of `last_sequence`. No match is an empty answer,
+    not an error. INVALID_ARGUMENT: a bad filter. RESOURCE_EXHAUSTED: the answer would exceed the
+    message limit; narrow the filters. UNAVAILABLE with reason STATE_CHANGING: events are superseded
+    and removed faster than they can be read; repeat.
     """
     GetStreamInfo: _aio.UnaryUnaryMultiCallable[_flux_service_pb2.GetStreamInfoRequest, _flux_service_pb2.GetStreamInfoResponse]
     """Tells what the log holds and who is connected. Cheap; may be asked every second."""
@@ -139,7 +144,10 @@ class FluxServiceServicer(metaclass=_abc_1.ABCMeta):
         A subscriber that reads slowly is fed from the log and never slows a publisher or another
         subscriber. Ends with OK after `closing` when Flux drains. INVALID_ARGUMENT: a bad filter.
         FAILED_PRECONDITION with reason EPOCH_MISMATCH: the log is not the one you left.
-        OUT_OF_RANGE: `after_sequence` lies beyond the end of the log.
+        OUT_OF_RANGE: `after_sequence` lies beyond the end of the log. DATA_LOSS, with `sequence` in the
+        metadata: the next event is damaged; those before it came. Asking again changes nothing until
+        `aither flux repair` has taken it out, which a `gap` tells then. RESOURCE_EXHAUSTED with reason
+        TOO_MANY_SUBSCRIPTIONS.
         """
 
     @_abc_1.abstractmethod
@@ -178,8 +186,10 @@ class FluxServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns the newest event of every subject that matches, ordered by sequence: the way to ask for
         state, for example with the filter "genesis.snapshot".
 
-        No match is an empty answer, not an error. INVALID_ARGUMENT: a bad filter. RESOURCE_EXHAUSTED:
-        the answer would exceed the message limit; narrow the filters.
+        All of them were the newest at one moment, that of `last_sequence`. No match is an empty answer,
+        not an error. INVALID_ARGUMENT: a bad filter. RESOURCE_EXHAUSTED: the answer would exceed the
+        message limit; narrow the filters. UNAVAILABLE with reason STATE_CHANGING: events are superseded
+        and removed faster than they can be read; repeat.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,104 @@
+"""The connection is dead and nobody says so: no FIN, no RST, only silence."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from aither.flux.v1 import flux_service_pb2 as pb
+from aither_sdk.publisher import Publisher
+from aither_sdk.subscriber import EARLIEST, Subscriber
+from tests.faults.history import Recorder, verify
+from tests.faults.proxy import proxy
+from tests.faults.recording_clients import HEARTBEAT_S, follow, read_stored, stream_info
+from tests.processes import free_ports, running
+
+SILENCE_S = 3 * HEARTBEAT_S
+KEEPALIVE_S = 20.0
+"""A client's channel notices by itself within this (`aither_sdk/channels.py`)."""
+SERVER_NOTICES_S = 30.0
+"""A server's (`aither_sdk/server.py`)."""
+
+
+async def test_a_subscriber_leaves_a_half_open_connection_and_goes_on(tmp_path: Path) -> None:
+    recorder = Recorder("half-open")
+    with running("flux_svc", tmp_path) as flux:
+        async with (
+            proxy(free_ports(1)[0], flux.address) as wire,
+            Publisher(flux.address, source="p") as publisher,
+        ):
+            got = asyncio.Event()
+            wanted = 5
+
+            def enough(message: pb.SubscribeResponse) -> bool:
+                if any(event.id == str(wanted - 1) for event in message.events):
+                    got.set()
+                return False
+
+            request = pb.SubscribeRequest(filters=["half.>"])
+            following = asyncio.create_task(follow(wire.address, recorder, request, enough))
+            for n in range(wanted):
+                await publisher.publish("half.open", id=str(n))
+            async with asyncio.timeout(10):
+                await got.wait()
+            assert wire.freeze() >= 1
+            begin_s = time.monotonic()
+            got.clear()
+            wanted = 10
+            for n in range(5, wanted):
+                await publisher.publish("half.open", id=str(n))
+            async with asyncio.timeout(SILENCE_S + 5):
+                await got.wait()
+            assert time.monotonic() - begin_s > HEARTBEAT_S, "the wire was not silent"
+            following.cancel()
+            await asyncio.wait([following])
+            assert wire.connections >= 2
+        verify(recorder.entries, name="half-open", stored=await read_stored(flux.address))
+
+
+@pytest.mark.timeout(90)
+async def test_the_sdk_leaves_a_half_open_connection_and_goes_on(tmp_path: Path) -> None:
+    with running("flux_svc", tmp_path) as flux:
+        async with (
+            proxy(free_ports(1)[0], flux.address) as wire,
+            Publisher(flux.address, source="p") as publisher,
+            Subscriber(
+                wire.address, ["half.>"], start=EARLIEST, heartbeat_s=HEARTBEAT_S
+            ) as subscriber,
+        ):
+            await publisher.publish("half.open", id="0")
+            assert (await anext(subscriber)).id == "0"
+            assert wire.freeze() >= 1
+            await publisher.publish("half.open", id="1")
+            async with asyncio.timeout(SILENCE_S + KEEPALIVE_S + 5):
+                assert (await anext(subscriber)).id == "1"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_the_server_frees_what_a_vanished_client_held(tmp_path: Path) -> None:
+    with running("flux_svc", tmp_path) as flux:
+        async with proxy(free_ports(1)[0], flux.address) as wire:
+            request = pb.SubscribeRequest(filters=["half.>"], client_name="vanished")
+            recorder = Recorder("vanished")
+            begun = asyncio.Event()
+
+            def started(message: pb.SubscribeResponse) -> bool:
+                begun.set()
+                return False
+
+            following = asyncio.create_task(follow(wire.address, recorder, request, started))
+            async with asyncio.timeout(10):
+                await begun.wait()
+            assert (await stream_info(flux.address)).subscription_count == 1
+            wire.freeze()
+            following.cancel()
+            await asyncio.wait([following])
+            begin_s = time.monotonic()
+            async with asyncio.timeout(SERVER_NOTICES_S + 10):
+                while (await stream_info(flux.address)).subscription_count:
+                    await asyncio.sleep(0.2)
+            assert time.monotonic() - begin_s > 1, "the server was told"
