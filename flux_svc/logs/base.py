@@ -177,6 +177,7 @@ class EventLog(Protocol):
         durability: Durability.ValueType = DURABILITY_UNSPECIFIED,
         expected: Expected = ANYTHING,
         succession: Succession | None = None,
+        wait: bool = False,
     ) -> list[Appended]:
         """Appends a batch that was validated: all or none, adjacent, in order; one answer an event.
 
@@ -187,12 +188,17 @@ class EventLog(Protocol):
 
         A batch of a `succession` that waits behind one of the same that fails is not stored.
 
+        `wait`: while the write queue is full the call waits for room instead of being refused; such
+        batches are let in in the order of their calls, so a succession keeps its order. The queue's
+        bound does not count them: whoever sets it has a bound of its own (a publish stream: the
+        batches that it reads ahead). The time that may take is the caller's to limit.
+
         Cancelling the caller changes nothing for the others; the batch may or may not be stored.
         Raised: FailedPrecondition WRONG_LAST_SEQUENCE (metadata `actual`) or
-        DURABILITY_UNSUPPORTED; ResourceExhausted WRITE_QUEUE_FULL or DISK_FULL, with a time to
-        wait; Unavailable LOG_CLOSED or LOG_IO_ERROR. After an error nothing of the batch is seen by
-        readers of this process, reads go on, and the next append tries again. Only after
-        LOG_IO_ERROR and a crash may the batch be found stored.
+        DURABILITY_UNSUPPORTED; ResourceExhausted WRITE_QUEUE_FULL (never with `wait`) or DISK_FULL,
+        with a time to wait; Unavailable LOG_CLOSED or LOG_IO_ERROR. After an error nothing of the
+        batch is seen by readers of this process, reads go on, and the next append tries again. Only
+        after LOG_IO_ERROR and a crash may the batch be found stored.
         """
         ...
 
@@ -244,6 +250,12 @@ class EventLog(Protocol):
         Ability REMOVE."""
         ...
 
+    async def expired(self, time_ns: int, *, max_events: int = 16_384) -> list[int]:
+        """Rising sequences of events held that are of no interest from `time_ns` on; those whose
+        time ended first, if there are more. The log itself never removes them: retention does.
+        Ability REMOVE."""
+        ...
+
     async def sequence_at(self, time_ns: int) -> int:
         """The first sequence held that was recorded at this wall time or later; one past the last
         where there is none. Right even where the clock jumped."""
@@ -269,6 +281,6 @@ class EventLog(Protocol):
         ...
 
     async def close(self) -> None:
-        """Refuses further calls, finishes the queued appends, and lets go of the storage. Safe to
-        call again; cancelling it does not stop it."""
+        """Refuses further calls and the appends that wait for room, finishes those that are queued,
+        and lets go of the storage. Safe to call again; cancelling it does not stop it."""
         ...

@@ -75,6 +75,7 @@ class MemoryLog:
         durability: Durability.ValueType = DURABILITY_UNSPECIFIED,
         expected: Expected = ANYTHING,
         succession: Succession | None = None,
+        wait: bool = False,
     ) -> list[Appended]:
         self._check_open()
         if durability == DURABILITY_FSYNC:
@@ -151,6 +152,9 @@ class MemoryLog:
         return self._result(records, sequences[-1] if sequences else 0, end_reached=True)
 
     async def index(self, position: int, *, max_events: int = 16_384) -> list[IndexEntry]:
+        raise NotImplementedError
+
+    async def expired(self, time_ns: int, *, max_events: int = 16_384) -> list[int]:
         raise NotImplementedError
 
     async def remove(self, sequences: Sequence[int]) -> int:

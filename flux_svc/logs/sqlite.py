@@ -38,10 +38,11 @@ from flux_svc.logs.base import (
     ReadResult,
     Succession,
 )
-from flux_svc.logs.faults import log_closed, write_queue_full
+from flux_svc.logs.faults import log_closed
 from flux_svc.logs.sqlite_file import OpenedFile, connect, limit_size, open_file
 from flux_svc.logs.sqlite_writer import AppendJob, Group, GroupWriter, TrimJob, Trimmed
 from flux_svc.logs.tail import Tail
+from flux_svc.logs.write_queue import WriteQueue
 from flux_svc.sequencer import draft
 
 QUEUE_EVENTS = 65_536
@@ -71,11 +72,6 @@ class SqliteLog:
         self._path = file.path
         self._readers = readers
         self._clock = clock
-        self._queue_events = queue_events
-        self._queue_bytes = queue_bytes
-        self._queued_events = 0
-        self._queued_bytes = 0
-        """What is with the writer; falls when it posts."""
         stream = file.stream
         self._tail = Tail(
             "sqlite",
@@ -87,6 +83,9 @@ class SqliteLog:
             subjects=file.subjects,
         )
         self._writer = GroupWriter(file, clock, self._post)
+        self._queue: WriteQueue[AppendJob] = WriteQueue(
+            self._writer.put, max_events=queue_events, max_bytes=queue_bytes
+        )
         self._closing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -126,23 +125,15 @@ class SqliteLog:
         durability: Durability.ValueType = DURABILITY_UNSPECIFIED,
         expected: Expected = ANYTHING,
         succession: Succession | None = None,
+        wait: bool = False,
     ) -> list[Appended]:
         self._check_open()
         drafts = draft(events, self._clock.time_ns())
         size = sum(len(one.body) for one in drafts)
-        # A batch larger than the whole bound may pass alone: refusing it could never end.
-        if self._queued_events and (
-            self._queued_events + len(drafts) > self._queue_events
-            or self._queued_bytes + size > self._queue_bytes
-        ):
-            raise write_queue_full(self._queued_events, self._queued_bytes)
-        self._queued_events += len(drafts)
-        self._queued_bytes += size
         fsync = durability != DURABILITY_MEMORY
         answer: asyncio.Future[list[Appended]] = self._loop.create_future()
-        self._writer.put(
-            AppendJob(drafts, size, fsync, expected, succession or Succession(), answer)
-        )
+        job = AppendJob(drafts, size, fsync, expected, succession or Succession(), answer)
+        self._queue.add(job, wait=wait)
         return await answer
 
     def on_commit(self, listener: CommitListener) -> None:
@@ -187,6 +178,9 @@ class SqliteLog:
     async def index(self, position: int, *, max_events: int = 16_384) -> list[IndexEntry]:
         raise NotImplementedError
 
+    async def expired(self, time_ns: int, *, max_events: int = 16_384) -> list[int]:
+        raise NotImplementedError
+
     async def remove(self, sequences: Sequence[int]) -> int:
         raise NotImplementedError
 
@@ -212,6 +206,7 @@ class SqliteLog:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
+        self._queue.refuse_waiting(log_closed())
         await asyncio.to_thread(self._readers.close)
         await asyncio.to_thread(self._writer.finish)
         self._file.close()
@@ -228,9 +223,9 @@ class SqliteLog:
             self._loop.call_soon_threadsafe(partial(take, news))  # type: ignore[arg-type]
 
     def _take_group(self, group: Group) -> None:
-        self._queued_events -= sum(len(job.drafts) for job in group.jobs)
-        self._queued_bytes -= sum(job.bytes for job in group.jobs)
         self._tail.commit(group.records)
+        for job in group.jobs:
+            self._queue.done(job)
         for job, outcome in zip(group.jobs, group.outcomes, strict=True):
             if job.answer.done():
                 continue  # cancelled

@@ -62,6 +62,20 @@ class AppendJob:
     succession: Succession
     answer: asyncio.Future[list[Appended]]
 
+    @property
+    def events(self) -> int:
+        return len(self.drafts)
+
+    @property
+    def abandoned(self) -> bool:
+        return self.answer.done()
+
+    def refuse(self, error: AitherError) -> None:
+        """On the loop, while the writer does not have it."""
+        self.succession.error = self.succession.error or error
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
 
 @dataclass(frozen=True, slots=True)
 class TrimJob:

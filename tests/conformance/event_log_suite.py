@@ -17,7 +17,7 @@ from aither.flux.v1.flux_service_pb2 import (
 )
 from aither_sdk.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from aither_sdk.subjects import FilterSet
-from flux_svc.logs.base import Ability, EventLog, Record
+from flux_svc.logs.base import Ability, EventLog, Record, Succession
 from flux_svc.sequencer import Appended, Expected
 from tests.clock import FakeClock
 from tests.conformance.log_house import (
@@ -360,6 +360,43 @@ class EventLogSuite:
         await asyncio.gather(*waiting)
         assert (await log.append([event()]))[0].sequence == 101
         await log.close()
+
+    @pytest.mark.needs(Ability.WRITE_QUEUE)
+    async def test_appends_that_wait_get_room_in_their_turn(self, house: LogHouse) -> None:
+        log = await house.open(queue_events=100)
+        succession = Succession()
+        sizes = [90, 40, 1, 70, 99, 3]
+        with house.stalled():
+            tasks = [
+                asyncio.create_task(
+                    log.append(events(size), succession=succession, wait=True), name=str(size)
+                )
+                for size in sizes
+            ]
+            await asyncio.sleep(0)
+            with pytest.raises(ResourceExhausted):
+                await log.append(events(11))
+            # Who went away holds up nobody.
+            tasks[3].cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(done[3], asyncio.CancelledError)
+        answers = [one for one in done if isinstance(one, list)]
+        assert [one.sequence for answer in answers for one in answer] == list(range(1, 234))
+        await log.close()
+
+    @pytest.mark.needs(Ability.WRITE_QUEUE)
+    async def test_closing_refuses_what_waits_for_room(self, house: LogHouse) -> None:
+        log = await house.open(queue_events=10)
+        with house.stalled():
+            queued = asyncio.create_task(log.append(events(10), wait=True))
+            waiting = asyncio.create_task(log.append(events(5), wait=True))
+            await asyncio.sleep(0)
+            closing = asyncio.create_task(log.close())
+            with pytest.raises(Unavailable) as refused:
+                await waiting
+            assert refused.value.reason == "LOG_CLOSED"
+        await closing
+        assert len(await queued) == 10
 
     # Reading
 
