@@ -16,6 +16,8 @@ _SEQUENCE_TAG = b"\x08"
 _TIME_TAG = b"\x2a"
 _RECORDED_TIME_TAG = b"\x32"
 _NS = 1_000_000_000
+_MAX_NS = 2**63 - 1
+"""In the year 2262; later is for ever."""
 
 
 class Record(NamedTuple):
@@ -45,6 +47,14 @@ def encode_body(event: Event, arrival_ns: int) -> bytes:
     if not event.HasField("time"):
         body += _TIME_TAG + _timestamp(arrival_ns)
     return body
+
+
+def expire_ns_of(event: Event) -> int:
+    """When it stops to be of interest, in wall time; 0: never. Within what a log can store."""
+    if not event.HasField("expire_time"):
+        return 0
+    expire = event.expire_time
+    return min(max(expire.seconds * _NS + expire.nanos, 1), _MAX_NS)
 
 
 def recorded_field(recorded_ns: int) -> bytes:

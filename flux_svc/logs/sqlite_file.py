@@ -11,17 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
+from aither.flux.v1.flux_service_pb2 import GAP_REASON_UNREADABLE
 from aither_sdk.errors import FailedPrecondition
 from flux_svc.logs import sqlite_reader as reader
 from flux_svc.logs.faults import damaged_file, sqlite_fault, unusable_folder
+from flux_svc.logs.sqlite_schema import APPLICATION_ID, create, migrate
+from flux_svc.logs.sqlite_stream import StreamRow, boot_id, load_stream, store_stream
 from flux_svc.sequencer import WINDOW_EVENTS, Key
 
 FILE_NAME = "flux.db"
 LOCK_NAME = "flux.lock"
-APPLICATION_ID = 0x41495448
-"""`PRAGMA application_id` of our files: "AITH"."""
-SCHEMA_VERSION = 1
-"""`PRAGMA user_version`."""
 _CHECKED_EVENTS = 1000
 _CHECKED_BYTES = 64 * 2**20
 """Newest records whose checksums are verified at the start; the rest when read."""
@@ -33,54 +34,7 @@ _NO_ACCESS = (
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_AUTH,
 )
-
-_SCHEMA = """
-CREATE TABLE events (          -- the log
-    sequence INTEGER PRIMARY KEY,
-    recorded_ns INTEGER NOT NULL,
-    crc INTEGER NOT NULL,      -- zlib.crc32 of frame
-    subject TEXT NOT NULL,
-    source TEXT NOT NULL,
-    id TEXT NOT NULL,
-    frame BLOB NOT NULL        -- last, so that the columns before it are read without it
-);
-CREATE TABLE subjects (        -- newest event of each
-    subject TEXT PRIMARY KEY,
-    last_sequence INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE times (           -- some of the events recorded later than all before them
-    latest_ns INTEGER PRIMARY KEY,
-    sequence INTEGER NOT NULL
-);
-CREATE TABLE trimmed_ids (     -- idempotency window of events that were trimmed
-    sequence INTEGER PRIMARY KEY,
-    source TEXT NOT NULL,
-    id TEXT NOT NULL
-);
-CREATE TABLE stream (          -- one row
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    epoch TEXT NOT NULL,
-    floor INTEGER NOT NULL,    -- all events below are gone
-    last_sequence INTEGER NOT NULL,
-    events INTEGER NOT NULL,
-    bytes INTEGER NOT NULL,
-    latest_ns INTEGER NOT NULL,
-    commits INTEGER NOT NULL
-);
-"""
-
-
-@dataclass(slots=True)
-class StreamRow:
-    """The row of `stream`. Changed by the writer within its transactions."""
-
-    epoch: str
-    floor: int
-    last_sequence: int
-    events: int
-    bytes: int
-    latest_ns: int
-    commits: int
+logger = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +69,10 @@ def open_file(folder: Path) -> OpenedFile:
         try:
             with _told(path):
                 stream = _recognise(connection, path)
-                _check_newest(connection, path, stream)
+                check_newest(connection, path, stream)
+                _skip_unsynced(connection, path, stream)
                 subjects = dict(connection.execute("SELECT subject, last_sequence FROM subjects"))
-                known = _known(connection, stream)
+                known = _known(connection)
         except BaseException:
             connection.close()
             raise
@@ -174,32 +129,12 @@ def _recognise(connection: sqlite3.Connection, path: Path) -> StreamRow:
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise _not_ours(path)
         _create(connection, path)
-    version = _pragma(connection, "user_version")
-    if version > SCHEMA_VERSION:
-        raise FailedPrecondition(
-            f"{path} was written by a newer version of Flux (schema {version}, this one knows "
-            f"{SCHEMA_VERSION}); run that version, or give this one another data_dir",
-            reason="NEWER_SCHEMA",
-            metadata={"path": str(path), "schema_version": str(version)},
-        )
-    row = connection.execute(
-        "SELECT epoch, floor, last_sequence, events, bytes, latest_ns, commits FROM stream"
-    ).fetchone()
-    if row is None:
-        raise damaged_file(path, "it has lost its row of totals")
-    return StreamRow(*row)
+    migrate(connection, path)
+    return load_stream(connection, path)
 
 
 def _create(connection: sqlite3.Connection, path: Path) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("BEGIN IMMEDIATE")
-    for statement in _SCHEMA.split(";"):
-        connection.execute(statement)
-    epoch = uuid.uuid4().hex
-    connection.execute("INSERT INTO stream VALUES (1, ?, 1, 0, 0, 0, 0, 0)", (epoch,))
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    connection.execute("COMMIT")
+    create(connection, uuid.uuid4().hex)
     # The file's name must survive a power failure as its content does.
     for folder in (path.parent, path.parent.absolute().parent):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -209,10 +144,11 @@ def _create(connection: sqlite3.Connection, path: Path) -> None:
             os.close(descriptor)
 
 
-def _check_newest(connection: sqlite3.Connection, path: Path, stream: StreamRow) -> None:
+def check_newest(connection: sqlite3.Connection, path: Path, stream: StreamRow) -> None:
+    """Reads the newest records by their checksums. Raises DataLoss. Blocking."""
     row = connection.execute("SELECT max(sequence) FROM events").fetchone()
-    if (row[0] or 0) != (stream.last_sequence if stream.events else 0):
-        raise damaged_file(path, f"the newest event is {row[0]} instead of {stream.last_sequence}")
+    if (row[0] or 0) != stream.held_to:
+        raise damaged_file(path, f"the newest event is {row[0]} instead of {stream.held_to}")
     position, events, size = stream.last_sequence + 1, 0, 0
     end_reached = False
     while not end_reached and events < _CHECKED_EVENTS and size < _CHECKED_BYTES:
@@ -224,14 +160,36 @@ def _check_newest(connection: sqlite3.Connection, path: Path, stream: StreamRow)
         events, size = events + result.events, size + len(result.payload)
 
 
-def _known(connection: sqlite3.Connection, stream: StreamRow) -> list[tuple[Key, int]]:
-    oldest = stream.last_sequence - WINDOW_EVENTS
-    rows = connection.execute(
-        "SELECT source, id, sequence FROM trimmed_ids WHERE sequence > ?1 "
-        "UNION ALL SELECT source, id, sequence FROM events WHERE sequence > ?1 ORDER BY sequence",
-        (oldest,),
+def _skip_unsynced(connection: sqlite3.Connection, path: Path, stream: StreamRow) -> None:
+    """After a power failure goes on above all that may have been given out and lost, so that no
+    sequence of this epoch ever names two events."""
+    if stream.last_sequence >= stream.ceiling or stream.boot_id == boot_id() != "":
+        return
+    skipped = stream.last_sequence + 1, stream.ceiling
+    stream.last_sequence, stream.ceiling = stream.ceiling, 0
+    if not stream.events:
+        stream.floor = stream.last_sequence + 1
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("INSERT INTO holes VALUES (?, ?, 0, ?)", (*skipped, GAP_REASON_UNREADABLE))
+    store_stream(connection, stream)
+    connection.execute("COMMIT")
+    logger.warning(
+        "log_sequences_skipped",
+        path=str(path),
+        from_sequence=skipped[0],
+        to_sequence=skipped[1],
+        why="the machine went down with commits of durability MEMORY not yet on disk",
     )
-    return [((source, event_id), sequence) for source, event_id, sequence in rows]
+
+
+def _known(connection: sqlite3.Connection) -> list[tuple[Key, int]]:
+    newest = "SELECT source, id, sequence FROM {} ORDER BY sequence DESC LIMIT ?1"
+    both = " UNION ALL ".join(
+        f"SELECT * FROM ({newest.format(table)})" for table in ("events", "trimmed_ids")
+    )
+    rows = connection.execute(f"{both} ORDER BY sequence DESC LIMIT ?1", (WINDOW_EVENTS,))
+    return [((source, event_id), sequence) for source, event_id, sequence in rows][::-1]
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:
