@@ -11,9 +11,10 @@ from aither_sdk.lifecycle import Life, run
 from aither_sdk.vocabulary import register_types
 from flux_svc.fanout.hub import Hub
 from flux_svc.logs import open_log
-from flux_svc.metrics import observe
+from flux_svc.metrics import observe, observe_retention
 from flux_svc.publishing import Publishing
 from flux_svc.registration import SERVICES, add_consumer_service, add_flux
+from flux_svc.retention import Retention
 from flux_svc.servicer import FluxServicer
 from flux_svc.validation import EventRules
 
@@ -31,6 +32,8 @@ async def serve(life: Life) -> None:
         log.on_commit(hub.commit)
         publishing = Publishing(log, EventRules(settings.max_hops))
         observe(log, hub, publishing)
+        retention = Retention(log, settings.retention)
+        observe_retention(retention)
         servicer = FluxServicer(log, hub, publishing, max_subscriptions=settings.max_subscriptions)
 
         async def announce(subject: str, payload: Message) -> None:
@@ -47,6 +50,7 @@ async def serve(life: Life) -> None:
         # Leaving goes upward: streams are told, the server drains, then the log closes.
         stack.callback(hub.close)
         stack.callback(publishing.close)
+        await stack.enter_async_context(retention.running())
         await stack.enter_async_context(life.announcing(announce))
         life.serving(server.address)
         await life.until_stop()

@@ -9,6 +9,7 @@ from opentelemetry import metrics
 from flux_svc.fanout.hub import Hub
 from flux_svc.logs.base import EventLog
 from flux_svc.publishing import Publishing
+from flux_svc.retention import Retention
 
 
 def observe(log: EventLog, hub: Hub, publishing: Publishing) -> None:
@@ -47,6 +48,30 @@ def observe(log: EventLog, hub: Hub, publishing: Publishing) -> None:
         "Newest sequence",
         "{event}",
         lambda: log.info().last_sequence,
+    )
+
+
+def observe_retention(retention: Retention) -> None:
+    """As `observe`, for what leaves the log."""
+    meter, statistics = metrics.get_meter("flux_svc"), retention.statistics
+
+    def retired(_options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+        return [
+            metrics.Observation(events, {"aither.flux.retention.rule": rule})
+            for rule, events in statistics.by_rule.items()
+        ]
+
+    meter.create_observable_counter(
+        "aither.flux.events.retired",
+        [retired],
+        unit="{event}",
+        description="Removed by retention, by the bound or the filter of the rule",
+    )
+    meter.create_observable_counter(
+        "aither.flux.events.expired",
+        [_reading(lambda: statistics.expired_events)],
+        unit="{event}",
+        description="Removed since their own time was over",
     )
 
 
