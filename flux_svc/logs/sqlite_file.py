@@ -7,7 +7,7 @@ import os
 import sqlite3
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,15 @@ from aither.flux.v1.flux_service_pb2 import GAP_REASON_UNREADABLE
 from aither_sdk.errors import FailedPrecondition
 from flux_svc.logs import sqlite_reader as reader
 from flux_svc.logs.faults import damaged_file, sqlite_fault, unusable_folder
-from flux_svc.logs.sqlite_schema import APPLICATION_ID, create, migrate
+from flux_svc.logs.sqlite_schema import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    create,
+    migrate,
+    version_of,
+)
 from flux_svc.logs.sqlite_stream import StreamRow, boot_id, load_stream, store_stream
+from flux_svc.logs.sqlite_wal import commits_behind_the_end
 from flux_svc.sequencer import WINDOW_EVENTS, Key
 
 FILE_NAME = "flux.db"
@@ -26,6 +33,11 @@ LOCK_NAME = "flux.lock"
 _CHECKED_EVENTS = 1000
 _CHECKED_BYTES = 64 * 2**20
 """Newest records whose checksums are verified at the start; the rest when read."""
+_LARGEST_COMMIT_EVENTS = 8192
+"""More than any commit of the writer holds."""
+_WAL_DAMAGED = (
+    "a checksum in the middle of it is wrong, and commits that were acknowledged lie behind"
+)
 BUSY_TIMEOUT_S = 5.0
 """How long to wait for a lock that another program (a backup, a shell) holds on the file."""
 _NO_ACCESS = (
@@ -63,14 +75,18 @@ def open_file(folder: Path) -> OpenedFile:
     NEWER_SCHEMA. DataLoss: damaged. ResourceExhausted or Unavailable: the disk.
     """
     path = folder / FILE_NAME
-    lock = _lock(folder)
+    lock = take_lock(folder)
     try:
+        with _told(path):
+            behind = commits_behind_the_end(path)
+            if behind > 1 and not _may_be_torn(path):
+                raise damaged_file(path.with_name(path.name + "-wal"), _WAL_DAMAGED)
         connection = connect(path)
         try:
             with _told(path):
                 stream = _recognise(connection, path)
                 check_newest(connection, path, stream)
-                _skip_unsynced(connection, path, stream)
+                _skip_what_may_be_lost(connection, path, stream, torn=behind > 0)
                 subjects = dict(connection.execute("SELECT subject, last_sequence FROM subjects"))
                 known = _known(connection)
         except BaseException:
@@ -102,7 +118,11 @@ def limit_size(connection: sqlite3.Connection, max_bytes: int) -> None:
     connection.execute(f"PRAGMA max_page_count = {pages}")
 
 
-def _lock(folder: Path) -> int:
+def take_lock(folder: Path) -> int:
+    """A descriptor that holds the lock of the log in `folder`, which is made where it is missing.
+
+    Raises ConfigError or FailedPrecondition LOG_IN_USE.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -160,15 +180,39 @@ def check_newest(connection: sqlite3.Connection, path: Path, stream: StreamRow) 
         events, size = events + result.events, size + len(result.payload)
 
 
-def _skip_unsynced(connection: sqlite3.Connection, path: Path, stream: StreamRow) -> None:
+def _may_be_torn(path: Path) -> bool:
+    """Whether several commits at the end may be torn: they were not fsynced, and the machine went
+    down. The file is only read, so that all of it is still there for a repair."""
+    with closing(connect(path, read_only=True)) as connection:
+        return version_of(connection) == SCHEMA_VERSION and _lost_power(
+            load_stream(connection, path)
+        )
+
+
+def _lost_power(stream: StreamRow) -> bool:
+    """Whether sequences up to the ceiling may have been given out and lost."""
+    return stream.last_sequence < stream.ceiling and not stream.boot_id == boot_id() != ""
+
+
+def _skip_what_may_be_lost(
+    connection: sqlite3.Connection, path: Path, stream: StreamRow, *, torn: bool
+) -> None:
     """After a power failure goes on above all that may have been given out and lost, so that no
     sequence of this epoch ever names two events."""
-    if stream.last_sequence >= stream.ceiling or stream.boot_id == boot_id() != "":
+    if _lost_power(stream):
+        last = stream.ceiling
+        why = "the machine went down with commits of durability MEMORY that were not on disk"
+    elif torn:
+        # Most likely nobody was answered; but a commit that was cannot be told from it.
+        last = stream.last_sequence + _LARGEST_COMMIT_EVENTS
+        why = "the last commit is torn, as by a power failure"
+    else:
         return
-    skipped = stream.last_sequence + 1, stream.ceiling
-    stream.last_sequence, stream.ceiling = stream.ceiling, 0
+    skipped = stream.last_sequence + 1, last
+    stream.last_sequence = last
+    stream.ceiling = 0
     if not stream.events:
-        stream.floor = stream.last_sequence + 1
+        stream.floor = last + 1
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("INSERT INTO holes VALUES (?, ?, 0, ?)", (*skipped, GAP_REASON_UNREADABLE))
@@ -179,7 +223,7 @@ def _skip_unsynced(connection: sqlite3.Connection, path: Path, stream: StreamRow
         path=str(path),
         from_sequence=skipped[0],
         to_sequence=skipped[1],
-        why="the machine went down with commits of durability MEMORY not yet on disk",
+        why=why,
     )
 
 

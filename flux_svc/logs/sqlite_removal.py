@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from flux_svc.logs.sqlite_stream import StreamRow, store_stream
 from flux_svc.sequencer import WINDOW_EVENTS
 
-STEP_EVENTS = 2000
+STEP_EVENTS = 1000
 """Events deleted in one transaction; about 10 ms between two groups."""
 STEP_BYTES = 8 * 2**20
 """Bytes of the same; whichever bound is met first."""

@@ -262,6 +262,8 @@ class GroupWriter:
 
     def _remove(self, removal: Removal) -> tuple[Step, bool]:
         job, connection = removal.job, self._connection
+        # Of commits that are all fsynced at most the last one can be torn: see `sqlite_wal.py`.
+        self._synchronise("FULL")
         connection.execute("BEGIN IMMEDIATE")
         if isinstance(job, TrimJob):
             before = min(job.before_sequence, self._stream.last_sequence + 1)

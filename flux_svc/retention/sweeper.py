@@ -17,7 +17,7 @@ from flux_svc.logs.base import Ability, EventLog, IndexEntry
 from flux_svc.retention.rules import Excess, Ledger, SubjectRule, aged, compiled, plan
 from flux_svc.retention.timekeeper import Timekeeper
 
-PAGE_EVENTS = 2048
+PAGE_EVENTS = 2000
 """Events looked at between two turns of the loop: about 2 ms of it."""
 _PAGES_AHEAD = 8
 """Pages looked at for the end of events that claim to be of the future; beyond them age retires
