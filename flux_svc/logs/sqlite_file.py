@@ -30,6 +30,8 @@ from flux_svc.sequencer import WINDOW_EVENTS, Key
 
 FILE_NAME = "flux.db"
 LOCK_NAME = "flux.lock"
+REPAIR_MARK = "flux.db.repair"
+"""Names the damaged file while a repair puts another into its place."""
 _CHECKED_EVENTS = 1000
 _CHECKED_BYTES = 64 * 2**20
 """Newest records whose checksums are verified at the start; the rest when read."""
@@ -77,6 +79,11 @@ def open_file(folder: Path) -> OpenedFile:
     path = folder / FILE_NAME
     lock = take_lock(folder)
     try:
+        if (folder / REPAIR_MARK).exists():
+            raise FailedPrecondition(
+                f"a repair of {path} was broken off; run `aither flux repair` again",
+                reason="REPAIR_UNFINISHED",
+            )
         with _told(path):
             behind = commits_behind_the_end(path)
             if behind > 1 and not _may_be_torn(path):
@@ -110,6 +117,30 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         )
         connection.execute("PRAGMA cache_size = -16384")
         return connection
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in it survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock_is_free(folder: Path) -> bool:
+    """Whether no Flux uses the log at this moment. Holds nothing."""
+    try:
+        lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 def limit_size(connection: sqlite3.Connection, max_bytes: int) -> None:
@@ -157,11 +188,7 @@ def _create(connection: sqlite3.Connection, path: Path) -> None:
     create(connection, uuid.uuid4().hex)
     # The file's name must survive a power failure as its content does.
     for folder in (path.parent, path.parent.absolute().parent):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder)
 
 
 def check_newest(connection: sqlite3.Connection, path: Path, stream: StreamRow) -> None:
