@@ -7,6 +7,7 @@ encoded as the *body* before its place in the log is known; `seal` adds what Flu
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from aither.flux.v1.event_pb2 import Event
@@ -83,8 +84,10 @@ def record_of(frame: bytes) -> Record:
     return Record(event.sequence, recorded_ns, event.subject, event.source, frame)
 
 
+@lru_cache(maxsize=4)
 def _timestamp(time_ns: int) -> bytes:
     """A google.protobuf.Timestamp with its length before it. Not before 1970."""
+    # Remembered: the events of a batch arrive, and are recorded, at one time.
     seconds, nanos = divmod(max(time_ns, 0), _NS)
     body = b"\x08" + _varint(seconds) + b"\x10" + _varint(nanos)
     return bytes((len(body),)) + body
