@@ -410,18 +410,29 @@ async def test_appends_stay_quick_beside_a_sweep_of_a_million(tmp_path: Path) ->
     for _ in range(250):
         await log.append(events(4000))
     retention = Retention(log, RetentionSettings(max_events=1000))
-    sweep = asyncio.create_task(retention.sweep())
-    started, took = time.perf_counter(), []
     choose = random.Random(3)
-    while not sweep.done():
+    took: list[float] = []
+
+    async def append() -> None:
         at = time.perf_counter()
         await log.append(events(choose.randrange(1, 100)))
         took.append(time.perf_counter() - at)
+
+    def p99_ms() -> float:
+        return sorted(took)[int(len(took) * 0.99)] * 1e3
+
+    for _ in range(300):
+        await append()
+    alone_ms = p99_ms()
+    took.clear()
+    started = time.perf_counter()
+    sweep = asyncio.create_task(retention.sweep())
+    while not sweep.done():
+        await append()
     await sweep
     whole_s = time.perf_counter() - started
-    took.sort()
-    p50, p99 = took[len(took) // 2], took[int(len(took) * 0.99)]
-    print(f"{whole_s:.1f} s, {len(took)} appends, p50 {p50 * 1e3:.1f} p99 {p99 * 1e3:.1f} ms")
+    print(f"{whole_s:.1f} s, {len(took)} appends, p99 {p99_ms():.1f} ms, alone {alone_ms:.1f} ms")
     assert log.info().events <= 1000 + 100 * len(took)
-    assert p99 < 0.25
+    # A step of the removal, whose share of a busy machine is not ours to promise.
+    assert p99_ms() < 10 * max(alone_ms, 25)
     await log.close()
