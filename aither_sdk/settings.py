@@ -32,6 +32,7 @@ from pydantic_settings import (
 
 from aither_sdk.errors import ConfigError, Fault
 from aither_sdk.fault_words import no_such_key
+from aither_sdk.subjects import filter_fault
 from aither_sdk.yaml_file import YamlFile, dotted, load_yaml
 
 ENV_PREFIX = "AITHER_"
@@ -90,6 +91,46 @@ class QuotaSettings(_Section):
         return self
 
 
+class RetentionRule(_Section):
+    """One of `flux.retention.rules`: for the events of some subjects."""
+
+    filter: str
+    """Subjects that it is for, such as "pulse.>". For `max_events_per_subject` the first rule that
+    matches a subject counts; the ages of all of them do."""
+    max_age_s: float | None = Field(None, gt=0)
+    """Events older than this are removed, the newest of a subject as well. Unset: no bound."""
+    max_events_per_subject: int | None = Field(None, ge=1, le=1_000_000)
+    """The newest so many events of each subject are kept; costs about 200 bytes of memory a subject
+    and 40 an event that is kept. Unset: no bound."""
+
+    @field_validator("filter")
+    @classmethod
+    def _is_a_filter(cls, value: str) -> str:
+        if (fault := filter_fault(value)) is not None:
+            raise ValueError(fault)
+        return value
+
+
+class RetentionSettings(_Section):
+    """`flux.retention`: what leaves the log, and when. Unset: everything is kept, but events whose
+    own time (`expire_time`) is over."""
+
+    max_age_s: float | None = Field(None, gt=0)
+    """Events older than this are removed. Unset: no bound."""
+    max_bytes: int | None = Field(None, ge=2**20)
+    """Bytes of encoded events held; the oldest go first. The file is about a third larger, and does
+    not shrink: room that is free is used again. Unset: as large as the disk."""
+    max_events: int | None = Field(None, ge=1)
+    """Events held; the oldest go first. Unset: no bound."""
+    keep_last_per_subject: bool = False
+    """Whether these three bounds spare the newest event of each subject, its state, until another
+    takes its place: then the log may stay above them. Costs about 200 bytes of memory a subject."""
+    rules: list[RetentionRule] = []
+    """For the events of some subjects, on top of the bounds of the whole log."""
+    sweep_interval_s: float = Field(2.0, ge=0.1, le=3600)
+    """How often it is looked for what must go; so much later than its time an event may leave."""
+
+
 class FluxSettings(_Served):
     """`flux:`, the event bus."""
 
@@ -109,6 +150,8 @@ class FluxSettings(_Served):
     """Events that the memory log keeps; the oldest go first."""
     memory_log_bytes: int = Field(256 * 2**20, ge=2**20)
     """Bytes of the same."""
+    retention: RetentionSettings = RetentionSettings()
+    """What leaves the log, and when. Unset: nothing but what expires."""
     max_subscriptions: int = Field(10_000, ge=1)
     """Streams of Subscribe at once; more are refused with RESOURCE_EXHAUSTED."""
     max_publish_streams: int = Field(4_096, ge=1)

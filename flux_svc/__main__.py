@@ -13,10 +13,11 @@ from flux_svc.fanout.audience import Audience
 from flux_svc.fanout.hub import Hub
 from flux_svc.logs import open_log
 from flux_svc.loop_guard import LoopGuard
-from flux_svc.metrics import observe
+from flux_svc.metrics import observe, observe_retention
 from flux_svc.publishing import Publishing
 from flux_svc.quotas import Quotas
 from flux_svc.registration import SERVICES, add_consumer_service, add_flux
+from flux_svc.retention import Retention
 from flux_svc.servicer import FluxServicer
 from flux_svc.validation import EventRules
 
@@ -43,7 +44,9 @@ async def serve(life: Life) -> None:
         )
         audience = Audience(settings.max_subscriptions)
         observe(log, hub, publishing, audience)
-        servicer = FluxServicer(log, hub, publishing, audience)
+        retention = Retention(log, settings.retention)
+        observe_retention(retention)
+        servicer = FluxServicer(log, hub, publishing, audience, retention.statistics)
 
         async def announce(subject: str, payload: Message) -> None:
             await log.append([new_event(subject, payload, source=life.name)])
@@ -59,6 +62,7 @@ async def serve(life: Life) -> None:
         # Leaving goes upward: streams are told, the server drains, then the log closes.
         stack.callback(hub.close)
         stack.callback(publishing.close)
+        await stack.enter_async_context(retention.running())
         await stack.enter_async_context(life.announcing(announce))
         life.serving(server.address)
         await life.until_stop()

@@ -7,7 +7,11 @@ encoded as the *body* before its place in the log is known; `seal` adds what Flu
 
 from __future__ import annotations
 
+import zlib
+from functools import lru_cache
 from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
 
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.events import event_frame
@@ -16,6 +20,8 @@ _SEQUENCE_TAG = b"\x08"
 _TIME_TAG = b"\x2a"
 _RECORDED_TIME_TAG = b"\x32"
 _NS = 1_000_000_000
+_MAX_NS = 2**63 - 1
+"""In the year 2262; later is for ever."""
 
 
 class Record(NamedTuple):
@@ -47,6 +53,31 @@ def encode_body(event: Event, arrival_ns: int) -> bytes:
     return body
 
 
+def expire_ns_of(event: Event) -> int:
+    """When it stops to be of interest, in wall time; 0: never. Within what a log can store."""
+    if not event.HasField("expire_time"):
+        return 0
+    expire = event.expire_time
+    return min(max(expire.seconds * _NS + expire.nanos, 1), _MAX_NS)
+
+
+def checksum(frame: bytes | memoryview, sequence: int) -> int:
+    """CRC-32 of a frame, begun from the sequence it stands at, so that a frame at another one is
+    damaged as well."""
+    return zlib.crc32(frame, sequence)
+
+
+def is_intact(frame: bytes | memoryview, sequence: int, crc: int) -> bool:
+    """Whether this is what was stored at this sequence. Also true for a checksum of the frame alone,
+    as older files have them, where the frame itself names the sequence."""
+    if checksum(frame, sequence) == crc:
+        return True
+    try:
+        return zlib.crc32(frame) == crc and event_of(bytes(frame)).sequence == sequence
+    except (DecodeError, IndexError):
+        return False
+
+
 def recorded_field(recorded_ns: int) -> bytes:
     """`recorded_time`, encoded; the same for all events of a batch."""
     return _RECORDED_TIME_TAG + _timestamp(recorded_ns)
@@ -73,8 +104,10 @@ def record_of(frame: bytes) -> Record:
     return Record(event.sequence, recorded_ns, event.subject, event.source, frame)
 
 
+@lru_cache(maxsize=4)
 def _timestamp(time_ns: int) -> bytes:
     """A google.protobuf.Timestamp with its length before it. Not before 1970."""
+    # Remembered: the events of a batch arrive, and are recorded, at one time.
     seconds, nanos = divmod(max(time_ns, 0), _NS)
     body = b"\x08" + _varint(seconds) + b"\x10" + _varint(nanos)
     return bytes((len(body),)) + body

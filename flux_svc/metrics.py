@@ -13,10 +13,12 @@ from flux_svc.fanout.delivery import reason_name
 from flux_svc.fanout.hub import Hub
 from flux_svc.logs.base import EventLog, Record
 from flux_svc.publishing import Publishing
+from flux_svc.retention import Retention
 
 REASON = "aither.flux.reason"
 STATE = "aither.flux.subscription.state"
 CLIENT = "aither.flux.client"
+RULE = "aither.flux.retention.rule"
 _APPEND_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _STATES = (
     pb.SUBSCRIPTION_STATE_LIVE,
@@ -35,6 +37,20 @@ def observe(log: EventLog, hub: Hub, publishing: Publishing, audience: Audience)
     meter.gauge("log.size", "By", "Encoded events held", lambda: log.info().bytes)
     meter.gauge("log.subjects", "{subject}", "Subjects held", lambda: log.info().subjects)
     meter.gauge("log.last_sequence", "{event}", "Newest sequence", lambda: log.info().last_sequence)
+
+
+def observe_retention(retention: Retention) -> None:
+    """As `observe`, for what leaves the log."""
+    counts, meter = retention.statistics, _Meter()
+    meter.counters(
+        "events.retired",
+        "{event}",
+        "Removed by retention, by the bound or the filter of the rule",
+        RULE,
+        lambda: counts.by_rule,
+    )
+    told = "Removed since their own time was over"
+    meter.counter("events.expired", "{event}", told, lambda: counts.expired_events)
 
 
 def _observe_publishing(meter: _Meter, log: EventLog, publishing: Publishing) -> None:

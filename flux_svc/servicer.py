@@ -22,6 +22,7 @@ from flux_svc.fanout.state import gather
 from flux_svc.fanout.subscription import Request, Subscription
 from flux_svc.logs.base import EventLog
 from flux_svc.publishing import Publishing
+from flux_svc.retention import RetentionStatistics
 
 Context = Any
 """grpc.aio.ServicerContext; its type parameters would differ in every method."""
@@ -34,11 +35,20 @@ class FluxServicer:
     """Handlers by the names of the RPCs. Those that return events return encoded messages: frames
     are encoded once and joined (`registration.py` says which)."""
 
-    def __init__(self, log: EventLog, hub: Hub, publishing: Publishing, audience: Audience) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        hub: Hub,
+        publishing: Publishing,
+        audience: Audience,
+        retired: RetentionStatistics | None = None,
+    ) -> None:
+        """`retired`: what retention counts; None where nothing leaves the log."""
         self._log = log
         self._hub = hub
         self._publishing = publishing
         self._audience = audience
+        self._retired = retired or RetentionStatistics()
 
     async def Publish(self, request: pb.PublishRequest, context: Context) -> pb.PublishResponse:
         return await self._publishing.publish(request)
@@ -124,6 +134,8 @@ class FluxServicer:
             missed_events={
                 reason_name(reason): events for reason, events in fanout.missed_events.items()
             },
+            retired_events=self._retired.retired_events + self._retired.expired_events,
+            expired_events=self._retired.expired_events,
         )
 
     async def _checked(self, request: pb.SubscribeRequest, context: Context) -> Request:

@@ -53,15 +53,18 @@ class LogInfo:
 
 
 class Missing(NamedTuple):
-    """Events within what was looked at that the log held once and holds no longer, although others
-    around them are still held."""
+    """Events within what was looked at that the log holds no longer, although it holds older ones.
+
+    The range goes from the first to the last of them; others of it may be held.
+    """
 
     from_sequence: int
     to_sequence: int
     events: int
-    """How many of this range are gone."""
+    """How many of this range are gone. 0: not known."""
     reason: GapReason.ValueType
-    """COMPACTED (removed one by one) or UNREADABLE (taken out by a repair)."""
+    """COMPACTED: removed one by one. UNREADABLE: taken out by a repair, or perhaps lost with the
+    power before they were fsynced (durability MEMORY)."""
 
 
 class IndexEntry(NamedTuple):
@@ -99,10 +102,14 @@ class ReadResult:
     end_reached: bool
     """Nothing more in this direction at the moment of reading."""
     first_sequence: int
-    """All events below it are gone (1: none is), true for the moment of reading: a forward reader
-    whose position is less than this minus 1 has a gap. One past the last when all are gone."""
+    """The oldest event held; one past the last ever appended when all are gone. All below it are
+    gone (1: none is), true for the moment of reading: a forward reader whose position is less than
+    this minus 1 has a gap, and `missing` begins here."""
     missing: tuple[Missing, ...] = ()
-    """Holes between the position asked for (or the floor) and `position`; forward reads only."""
+    """What is missing between the position asked for (or the floor) and `position`: at most one for
+    each reason, and each event once for a reader that goes on at `position`. Forward reads only."""
+    gone: Sequence[int] = ()
+    """Of `fetch`: the sequences asked for that are not held any more."""
 
     @property
     def events(self) -> int:
@@ -159,7 +166,7 @@ class EventLog(Protocol):
     """One ordered log of events. All methods are called on the event loop that opened it.
 
     Sequences rise by one from event to event as they are appended and are never used twice, not
-    even after everything was trimmed.
+    even after everything was trimmed. They rise by more only over a hole that readers are told of.
     """
 
     @property
@@ -242,7 +249,14 @@ class EventLog(Protocol):
     ) -> ReadResult:
         """The events of these rising sequences, at most 4,096 of them; what is no longer held, and
         what has an excluded source, is left out. `position` is the last one asked for. Raises as
-        `read`."""
+        `read`.
+
+        Between `newest` and `fetch` the newest event of a subject may be superseded and then
+        removed, so that the subject has no event in this answer although it always had one in the
+        log. `ReadResult.gone` tells: whoever shows a state asks `newest(matches, after=position)`
+        again when it is not empty and adds what that brings; a subject that is not in it either
+        has lost its state.
+        """
         ...
 
     async def index(self, position: int, *, max_events: int = 16_384) -> list[IndexEntry]:
@@ -269,7 +283,7 @@ class EventLog(Protocol):
         ...
 
     async def remove(self, sequences: Sequence[int]) -> int:
-        """Removes single events, in small steps between the appends; answers how many there were.
+        """Removes single events, in small steps between the appends; answers how many were held.
 
         A subject that loses its newest event has no state until the next one, even where older
         events of it are held. What was removed stays in the idempotency window. Ability REMOVE.

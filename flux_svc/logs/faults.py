@@ -35,6 +35,15 @@ def write_queue_full(queued_events: int, queued_bytes: int) -> ResourceExhausted
     )
 
 
+def log_unsettled(path: Path) -> Unavailable:
+    return Unavailable(
+        f"an fsync of {path} has failed and what was written before it could not be checked yet; "
+        "repeat with the same ids",
+        reason="LOG_IO_ERROR",
+        retry_after_s=1.0,
+    )
+
+
 def unusable_folder(folder: Path, why: str) -> ConfigError:
     told = (
         f"cannot keep the log in {folder}: {why}; name a folder that this user may create and write"
@@ -44,8 +53,9 @@ def unusable_folder(folder: Path, why: str) -> ConfigError:
 
 def damaged_record(path: Path, sequence: int) -> DataLoss:
     return DataLoss(
-        f"event {sequence} in {path} is damaged: its checksum is wrong; restore the file from a "
-        "backup, or move it away to begin anew",
+        f"event {sequence} in {path} is damaged: its checksum is wrong; see what else is with "
+        "`aither flux verify`, then stop Flux and restore a backup or take it out with `aither "
+        "flux repair`",
         reason="DAMAGED_RECORD",
         metadata={"sequence": str(sequence), "path": str(path)},
     )
@@ -53,10 +63,17 @@ def damaged_record(path: Path, sequence: int) -> DataLoss:
 
 def damaged_file(path: Path, why: str) -> DataLoss:
     return DataLoss(
-        f"{path} is damaged: {why}; restore it from a backup, or move it away to begin anew",
+        f"{path} is damaged: {why}; look at it with `aither flux verify`, then restore a backup or "
+        "save what can be read with `aither flux repair`",
         reason="DAMAGED_LOG",
         metadata={"path": str(path)},
     )
+
+
+def is_io_error(error: sqlite3.Error) -> bool:
+    """A write or an fsync has failed; not: the disk is full, or the file is locked."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY
+    return code == sqlite3.SQLITE_IOERR
 
 
 def sqlite_fault(error: sqlite3.Error, path: Path) -> AitherError:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
 
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import (
@@ -23,25 +25,30 @@ from flux_svc.logs.base import (
     IndexEntry,
     LogInfo,
     Matches,
+    Missing,
     Newest,
     ReadResult,
     Record,
     Succession,
 )
 from flux_svc.logs.faults import log_closed
+from flux_svc.logs.holes import holes
 from flux_svc.logs.tail import Tail
 from flux_svc.sequencer import Sequencer, draft
 
 SCAN_EVENTS = 4096
 """Events looked at in one read: about 1 ms of the loop."""
+REMOVE_EVENTS = 2000
+"""Events removed before others have their turn on the loop: about 1 ms."""
 _DEAD_KEPT = 4096
 """Trimmed places at the front of the list before it is cut; cutting moves the whole list."""
 
 
 class MemoryLog:
-    """Holds at most `max_events` events and `max_bytes` of frames, but always the newest commit."""
+    """Holds what is left of the newest `max_events` events and at most `max_bytes` of frames, but
+    always the newest commit. Events that were removed count: their places are kept."""
 
-    abilities = frozenset({Ability.EXPECTED_LAST_SEQUENCE, Ability.BACKWARD, Ability.TRIM})
+    abilities = frozenset(Ability) - {Ability.PERSISTENT, Ability.FSYNC, Ability.WRITE_QUEUE}
 
     def __init__(
         self,
@@ -53,15 +60,19 @@ class MemoryLog:
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._clock = clock or SystemClock()
-        self._sequencer = Sequencer()
         self._tail = Tail("memory", uuid.uuid4().hex)
+        self._sequencer = Sequencer(newest_of=lambda subject: self._tail.subjects.get(subject, 0))
         self._records: list[Record | None] = []
-        """Places without holes: index `sequence - _base`. None below the floor."""
+        """Places: index `sequence - _base`. None where the event is gone."""
         self._base = 1
         self._latest_ns: list[int] = []
         """Times that lay after all before them, rising; `_latest_at` has the events that brought
         them. Clocks jump; this finds the first event at or after a time nevertheless."""
         self._latest_at: list[int] = []
+        self._expiries: list[tuple[int, int]] = []
+        """A heap of (`expire_ns`, sequence), with some that are gone."""
+        self._expire_ns: dict[int, int] = {}
+        """By sequence, of those that are held."""
         self._closed = False
 
     @property
@@ -91,6 +102,9 @@ class MemoryLog:
         if staged.records and (not self._latest_ns or now_ns > self._latest_ns[-1]):
             self._latest_ns.append(now_ns)
             self._latest_at.append(staged.records[0].sequence)
+        for sequence, expire_ns in staged.expiries:
+            heappush(self._expiries, (expire_ns, sequence))
+            self._expire_ns[sequence] = expire_ns
         self._tail.commit(staged.records)
         self._retain(newest=len(staged.records))
         return staged.results
@@ -117,12 +131,16 @@ class MemoryLog:
         else:
             end = last if until is None else min(last, until)
             places = range(max(position + 1, floor), end + 1)
+        after = places.start - 1
         taken: list[Record] = []
         size = 0
         for sequence in places[:SCAN_EVENTS]:
             record = self._at(sequence)
-            subject_wanted = matches is None or matches(record.subject)
-            if subject_wanted and record.source not in exclude_sources:
+            if (
+                record is not None
+                and (matches is None or matches(record.subject))
+                and record.source not in exclude_sources
+            ):
                 full = len(taken) >= max_events or size + len(record.frame) > max_bytes
                 if taken and full:
                     break
@@ -133,7 +151,8 @@ class MemoryLog:
             if len(places) <= SCAN_EVENTS:
                 position = min(position, end) if backward else max(position, end)
         reached = position <= end if backward else position >= end
-        return self._result(taken, position, end_reached=reached)
+        missing = () if backward else self._missing(after, min(position, end))
+        return self._result(taken, position, end_reached=reached, missing=missing)
 
     async def newest(self, matches: Matches, *, after: int = 0) -> Newest:
         self._check_open()
@@ -143,22 +162,46 @@ class MemoryLog:
         self, sequences: Sequence[int], *, exclude_sources: frozenset[str] = frozenset()
     ) -> ReadResult:
         self._check_open()
-        floor = self._tail.floor
-        records = [
-            record
-            for record in (self._at(sequence) for sequence in sequences if sequence >= floor)
-            if record.source not in exclude_sources
-        ]
-        return self._result(records, sequences[-1] if sequences else 0, end_reached=True)
+        found = {sequence: self._at(sequence) for sequence in sequences}
+        records = [one for one in found.values() if one and one.source not in exclude_sources]
+        gone = [sequence for sequence, record in found.items() if record is None]
+        position = sequences[-1] if sequences else 0
+        return self._result(records, position, end_reached=True, gone=gone)
 
     async def index(self, position: int, *, max_events: int = 16_384) -> list[IndexEntry]:
-        raise NotImplementedError
+        self._check_open()
+        entries: list[IndexEntry] = []
+        start = max(position + 1, self._tail.floor)
+        for sequence in range(start, self._tail.last_sequence + 1):
+            if (record := self._at(sequence)) is None:
+                continue
+            size, expire_ns = len(record.frame), self._expire_ns.get(sequence, 0)
+            entries.append(
+                IndexEntry(sequence, record.recorded_ns, record.subject, size, expire_ns)
+            )
+            if len(entries) == max_events:
+                break
+        return entries
 
     async def expired(self, time_ns: int, *, max_events: int = 16_384) -> list[int]:
-        raise NotImplementedError
+        self._check_open()
+        heap = self._expiries
+        due: list[tuple[int, int]] = []
+        while heap and heap[0][0] <= time_ns and len(due) < max_events:
+            one = heappop(heap)
+            if one[1] in self._expire_ns:
+                due.append(one)
+        for one in due:
+            heappush(heap, one)
+        return sorted(sequence for _, sequence in due)
 
     async def remove(self, sequences: Sequence[int]) -> int:
-        raise NotImplementedError
+        removed = 0
+        for start in range(0, len(sequences), REMOVE_EVENTS):
+            self._check_open()
+            removed += self._drop(sequences[start : start + REMOVE_EVENTS])
+            await asyncio.sleep(0)
+        return removed
 
     async def sequence_at(self, time_ns: int) -> int:
         self._check_open()
@@ -167,13 +210,19 @@ class MemoryLog:
         if found == len(self._latest_ns):
             return after
         for sequence in range(max(self._latest_at[found], self._tail.floor), after):
-            if self._at(sequence).recorded_ns >= time_ns:
+            record = self._at(sequence)
+            if record is not None and record.recorded_ns >= time_ns:
                 return sequence
         return after
 
     async def trim(self, before_sequence: int) -> None:
         self._check_open()
-        self._trim(min(before_sequence, self._tail.last_sequence + 1))
+        before = min(before_sequence, self._tail.last_sequence + 1)
+        while self._tail.floor < before:
+            self._check_open()
+            floor = self._tail.floor
+            self._drop(range(floor, min(before, floor + REMOVE_EVENTS)))
+            await asyncio.sleep(0)
 
     def info(self) -> LogInfo:
         return self._tail.info()
@@ -181,12 +230,27 @@ class MemoryLog:
     async def close(self) -> None:
         self._closed = True
 
-    def _at(self, sequence: int) -> Record:
-        record = self._records[sequence - self._base]
-        assert record is not None, "only places above the floor are asked for"
-        return record
+    def _at(self, sequence: int) -> Record | None:
+        """None: gone, or never there."""
+        place = sequence - self._base
+        return self._records[place] if 0 <= place < len(self._records) else None
 
-    def _result(self, records: list[Record], position: int, *, end_reached: bool) -> ReadResult:
+    def _missing(self, after: int, upto: int) -> tuple[Missing, ...]:
+        tail = self._tail
+        if tail.events == tail.last_sequence - tail.floor + 1:
+            return ()
+        looked_at = range(after + 1, upto + 1)
+        return holes(after, [one for one in looked_at if self._at(one) is not None], upto)
+
+    def _result(
+        self,
+        records: list[Record],
+        position: int,
+        *,
+        end_reached: bool,
+        missing: tuple[Missing, ...] = (),
+        gone: Sequence[int] = (),
+    ) -> ReadResult:
         return ReadResult(
             payload=b"".join(record.frame for record in records),
             sequences=[record.sequence for record in records],
@@ -194,31 +258,44 @@ class MemoryLog:
             position=position,
             end_reached=end_reached,
             first_sequence=self._tail.floor,
+            missing=missing,
+            gone=gone,
         )
 
     def _retain(self, newest: int) -> None:
         tail = self._tail
-        floor, events, size = tail.floor, tail.events, tail.bytes
-        while events > newest and (events > self._max_events or size > self._max_bytes):
-            events -= 1
-            size -= len(self._at(floor).frame)
+        floor, size = tail.floor, tail.bytes
+        places, most = tail.last_sequence - floor + 1, max(newest, self._max_events)
+        while places > newest and (places > most or size > self._max_bytes):
+            record = self._at(floor)
+            size -= len(record.frame) if record is not None else 0
             floor += 1
-        self._trim(floor)
+            places -= 1
+        self._drop(range(tail.floor, floor))
 
-    def _trim(self, floor: int) -> None:
+    def _drop(self, sequences: Sequence[int]) -> int:
         tail = self._tail
         events = size = 0
         gone: dict[str, int] = {}
-        for sequence in range(tail.floor, floor):
-            record = self._at(sequence)
+        for sequence in sequences:
+            if (record := self._at(sequence)) is None:
+                continue
             self._records[sequence - self._base] = None
+            self._expire_ns.pop(sequence, None)
             events += 1
             size += len(record.frame)
             gone[record.subject] = sequence
-        if not events:
-            return
-        tail.trim(floor, events, size)
-        tail.forget(gone)
+        if events:
+            floor = tail.floor
+            while floor <= tail.last_sequence and self._at(floor) is None:
+                floor += 1
+            tail.drop(floor, events, size, gone)
+            self._cut()
+        return events
+
+    def _cut(self) -> None:
+        """Lets go of what stands for events that are gone, once it is much."""
+        floor = self._tail.floor
         dead = floor - self._base
         if dead >= _DEAD_KEPT and dead * 2 >= len(self._records):
             del self._records[:dead]
@@ -226,6 +303,9 @@ class MemoryLog:
             # The newest time below the floor stays: what is held up to the next one lies under it.
             below = bisect_right(self._latest_at, floor) - 1
             del self._latest_ns[: max(below, 0)], self._latest_at[: max(below, 0)]
+        if len(self._expiries) > 2 * len(self._expire_ns) + _DEAD_KEPT:
+            self._expiries = [(expire_ns, one) for one, expire_ns in self._expire_ns.items()]
+            heapify(self._expiries)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -40,7 +40,8 @@ from flux_svc.logs.base import (
 )
 from flux_svc.logs.faults import log_closed
 from flux_svc.logs.sqlite_file import OpenedFile, connect, limit_size, open_file
-from flux_svc.logs.sqlite_writer import AppendJob, Group, GroupWriter, TrimJob, Trimmed
+from flux_svc.logs.sqlite_jobs import AppendJob, Group, RemoveJob, TakenOut, TrimJob
+from flux_svc.logs.sqlite_writer import GroupWriter
 from flux_svc.logs.tail import Tail
 from flux_svc.logs.write_queue import WriteQueue
 from flux_svc.sequencer import draft
@@ -56,7 +57,7 @@ READERS = 3
 class SqliteLog:
     """Made by `open`; owned by the loop it was opened on."""
 
-    abilities = frozenset(Ability) - {Ability.REMOVE, Ability.EXPECTED_SUBJECT_SEQUENCES}
+    abilities = frozenset(Ability)
 
     def __init__(
         self,
@@ -176,13 +177,21 @@ class SqliteLog:
         )
 
     async def index(self, position: int, *, max_events: int = 16_384) -> list[IndexEntry]:
-        raise NotImplementedError
+        self._check_open()
+        newest = self._tail.last_sequence
+        return await self._readers.run(
+            lambda on: reader.index(on, self._path, position, newest, max_events)
+        )
 
     async def expired(self, time_ns: int, *, max_events: int = 16_384) -> list[int]:
-        raise NotImplementedError
+        self._check_open()
+        return await self._readers.run(
+            lambda on: reader.expired(on, self._path, time_ns, max_events)
+        )
 
     async def remove(self, sequences: Sequence[int]) -> int:
-        raise NotImplementedError
+        self._check_open()
+        return await self._take_out(RemoveJob(tuple(sequences), self._loop.create_future()))
 
     async def sequence_at(self, time_ns: int) -> int:
         self._check_open()
@@ -193,9 +202,7 @@ class SqliteLog:
 
     async def trim(self, before_sequence: int) -> None:
         self._check_open()
-        answer: asyncio.Future[None] = self._loop.create_future()
-        self._writer.put(TrimJob(before_sequence, answer))
-        await answer
+        await self._take_out(TrimJob(before_sequence, self._loop.create_future()))
 
     def info(self) -> LogInfo:
         return self._tail.info()
@@ -211,13 +218,17 @@ class SqliteLog:
         await asyncio.to_thread(self._writer.finish)
         self._file.close()
 
+    async def _take_out(self, job: TrimJob | RemoveJob) -> int:
+        self._writer.put(job)
+        return await job.answer
+
     def _check_open(self) -> None:
         if self._closing is not None:
             raise log_closed()
 
-    def _post(self, news: Group | Trimmed) -> None:
+    def _post(self, news: Group | TakenOut) -> None:
         """In the writer's thread."""
-        take = self._take_group if isinstance(news, Group) else self._take_trimmed
+        take = self._take_group if isinstance(news, Group) else self._take_taken_out
         # A loop that is closed without `close` has nobody left to tell.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(partial(take, news))  # type: ignore[arg-type]
@@ -234,15 +245,15 @@ class SqliteLog:
             else:
                 job.answer.set_exception(outcome)
 
-    def _take_trimmed(self, step: Trimmed) -> None:
-        self._tail.trim(step.floor, step.events, step.bytes)
-        self._tail.forget(step.subjects)
-        if step.job is None or step.job.answer.done():
+    def _take_taken_out(self, news: TakenOut) -> None:
+        if (step := news.step) is not None:
+            self._tail.drop(step.stream.floor, step.events, step.bytes, step.subjects)
+        if news.ended is None or news.ended.answer.done():
             return
-        if step.error is None:
-            step.job.answer.set_result(None)
+        if news.error is None:
+            news.ended.answer.set_result(news.events)
         else:
-            step.job.answer.set_exception(step.error)
+            news.ended.answer.set_exception(news.error)
 
 
 def _open(folder: Path, max_file_bytes: int | None) -> tuple[OpenedFile, reader.Readers]:

@@ -7,24 +7,39 @@ import os
 import sqlite3
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
+from aither.flux.v1.flux_service_pb2 import GAP_REASON_UNREADABLE
 from aither_sdk.errors import FailedPrecondition
 from flux_svc.logs import sqlite_reader as reader
 from flux_svc.logs.faults import damaged_file, sqlite_fault, unusable_folder
+from flux_svc.logs.sqlite_schema import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    create,
+    migrate,
+    version_of,
+)
+from flux_svc.logs.sqlite_stream import StreamRow, boot_id, load_stream, store_stream
+from flux_svc.logs.sqlite_wal import commits_behind_the_end
 from flux_svc.sequencer import WINDOW_EVENTS, Key
 
 FILE_NAME = "flux.db"
 LOCK_NAME = "flux.lock"
-APPLICATION_ID = 0x41495448
-"""`PRAGMA application_id` of our files: "AITH"."""
-SCHEMA_VERSION = 1
-"""`PRAGMA user_version`."""
+REPAIR_MARK = "flux.db.repair"
+"""Names the damaged file while a repair puts another into its place."""
 _CHECKED_EVENTS = 1000
 _CHECKED_BYTES = 64 * 2**20
 """Newest records whose checksums are verified at the start; the rest when read."""
+_LARGEST_COMMIT_EVENTS = 8192
+"""More than any commit of the writer holds."""
+_WAL_DAMAGED = (
+    "a checksum in the middle of it is wrong, and commits that were acknowledged lie behind"
+)
 BUSY_TIMEOUT_S = 5.0
 """How long to wait for a lock that another program (a backup, a shell) holds on the file."""
 _NO_ACCESS = (
@@ -33,54 +48,7 @@ _NO_ACCESS = (
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_AUTH,
 )
-
-_SCHEMA = """
-CREATE TABLE events (          -- the log
-    sequence INTEGER PRIMARY KEY,
-    recorded_ns INTEGER NOT NULL,
-    crc INTEGER NOT NULL,      -- zlib.crc32 of frame
-    subject TEXT NOT NULL,
-    source TEXT NOT NULL,
-    id TEXT NOT NULL,
-    frame BLOB NOT NULL        -- last, so that the columns before it are read without it
-);
-CREATE TABLE subjects (        -- newest event of each
-    subject TEXT PRIMARY KEY,
-    last_sequence INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE times (           -- some of the events recorded later than all before them
-    latest_ns INTEGER PRIMARY KEY,
-    sequence INTEGER NOT NULL
-);
-CREATE TABLE trimmed_ids (     -- idempotency window of events that were trimmed
-    sequence INTEGER PRIMARY KEY,
-    source TEXT NOT NULL,
-    id TEXT NOT NULL
-);
-CREATE TABLE stream (          -- one row
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    epoch TEXT NOT NULL,
-    floor INTEGER NOT NULL,    -- all events below are gone
-    last_sequence INTEGER NOT NULL,
-    events INTEGER NOT NULL,
-    bytes INTEGER NOT NULL,
-    latest_ns INTEGER NOT NULL,
-    commits INTEGER NOT NULL
-);
-"""
-
-
-@dataclass(slots=True)
-class StreamRow:
-    """The row of `stream`. Changed by the writer within its transactions."""
-
-    epoch: str
-    floor: int
-    last_sequence: int
-    events: int
-    bytes: int
-    latest_ns: int
-    commits: int
+logger = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +77,25 @@ def open_file(folder: Path) -> OpenedFile:
     NEWER_SCHEMA. DataLoss: damaged. ResourceExhausted or Unavailable: the disk.
     """
     path = folder / FILE_NAME
-    lock = _lock(folder)
+    lock = take_lock(folder)
     try:
+        if (folder / REPAIR_MARK).exists():
+            raise FailedPrecondition(
+                f"a repair of {path} was broken off; run `aither flux repair` again",
+                reason="REPAIR_UNFINISHED",
+            )
+        with _told(path):
+            behind = commits_behind_the_end(path)
+            if behind > 1 and not _may_be_torn(path):
+                raise damaged_file(path.with_name(path.name + "-wal"), _WAL_DAMAGED)
         connection = connect(path)
         try:
             with _told(path):
                 stream = _recognise(connection, path)
-                _check_newest(connection, path, stream)
+                check_newest(connection, path, stream)
+                _skip_what_may_be_lost(connection, path, stream, torn=behind > 0)
                 subjects = dict(connection.execute("SELECT subject, last_sequence FROM subjects"))
-                known = _known(connection, stream)
+                known = _known(connection)
         except BaseException:
             connection.close()
             raise
@@ -141,13 +119,41 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         return connection
 
 
+def sync_folder(folder: Path) -> None:
+    """Makes the names in it survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock_is_free(folder: Path) -> bool:
+    """Whether no Flux uses the log at this moment. Holds nothing."""
+    try:
+        lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
 def limit_size(connection: sqlite3.Connection, max_bytes: int) -> None:
     """Makes writes on this connection fail with SQLITE_FULL rather than grow the file."""
     pages = max_bytes // _pragma(connection, "page_size")
     connection.execute(f"PRAGMA max_page_count = {pages}")
 
 
-def _lock(folder: Path) -> int:
+def take_lock(folder: Path) -> int:
+    """A descriptor that holds the lock of the log in `folder`, which is made where it is missing.
+
+    Raises ConfigError or FailedPrecondition LOG_IN_USE.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -174,45 +180,22 @@ def _recognise(connection: sqlite3.Connection, path: Path) -> StreamRow:
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise _not_ours(path)
         _create(connection, path)
-    version = _pragma(connection, "user_version")
-    if version > SCHEMA_VERSION:
-        raise FailedPrecondition(
-            f"{path} was written by a newer version of Flux (schema {version}, this one knows "
-            f"{SCHEMA_VERSION}); run that version, or give this one another data_dir",
-            reason="NEWER_SCHEMA",
-            metadata={"path": str(path), "schema_version": str(version)},
-        )
-    row = connection.execute(
-        "SELECT epoch, floor, last_sequence, events, bytes, latest_ns, commits FROM stream"
-    ).fetchone()
-    if row is None:
-        raise damaged_file(path, "it has lost its row of totals")
-    return StreamRow(*row)
+    migrate(connection, path)
+    return load_stream(connection, path)
 
 
 def _create(connection: sqlite3.Connection, path: Path) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("BEGIN IMMEDIATE")
-    for statement in _SCHEMA.split(";"):
-        connection.execute(statement)
-    epoch = uuid.uuid4().hex
-    connection.execute("INSERT INTO stream VALUES (1, ?, 1, 0, 0, 0, 0, 0)", (epoch,))
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    connection.execute("COMMIT")
+    create(connection, uuid.uuid4().hex)
     # The file's name must survive a power failure as its content does.
     for folder in (path.parent, path.parent.absolute().parent):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder)
 
 
-def _check_newest(connection: sqlite3.Connection, path: Path, stream: StreamRow) -> None:
+def check_newest(connection: sqlite3.Connection, path: Path, stream: StreamRow) -> None:
+    """Reads the newest records by their checksums. Raises DataLoss. Blocking."""
     row = connection.execute("SELECT max(sequence) FROM events").fetchone()
-    if (row[0] or 0) != (stream.last_sequence if stream.events else 0):
-        raise damaged_file(path, f"the newest event is {row[0]} instead of {stream.last_sequence}")
+    if (row[0] or 0) != stream.held_to:
+        raise damaged_file(path, f"the newest event is {row[0]} instead of {stream.held_to}")
     position, events, size = stream.last_sequence + 1, 0, 0
     end_reached = False
     while not end_reached and events < _CHECKED_EVENTS and size < _CHECKED_BYTES:
@@ -224,14 +207,60 @@ def _check_newest(connection: sqlite3.Connection, path: Path, stream: StreamRow)
         events, size = events + result.events, size + len(result.payload)
 
 
-def _known(connection: sqlite3.Connection, stream: StreamRow) -> list[tuple[Key, int]]:
-    oldest = stream.last_sequence - WINDOW_EVENTS
-    rows = connection.execute(
-        "SELECT source, id, sequence FROM trimmed_ids WHERE sequence > ?1 "
-        "UNION ALL SELECT source, id, sequence FROM events WHERE sequence > ?1 ORDER BY sequence",
-        (oldest,),
+def _may_be_torn(path: Path) -> bool:
+    """Whether several commits at the end may be torn: they were not fsynced, and the machine went
+    down. The file is only read, so that all of it is still there for a repair."""
+    with closing(connect(path, read_only=True)) as connection:
+        return version_of(connection) == SCHEMA_VERSION and _lost_power(
+            load_stream(connection, path)
+        )
+
+
+def _lost_power(stream: StreamRow) -> bool:
+    """Whether sequences up to the ceiling may have been given out and lost."""
+    return stream.last_sequence < stream.ceiling and not stream.boot_id == boot_id() != ""
+
+
+def _skip_what_may_be_lost(
+    connection: sqlite3.Connection, path: Path, stream: StreamRow, *, torn: bool
+) -> None:
+    """After a power failure goes on above all that may have been given out and lost, so that no
+    sequence of this epoch ever names two events."""
+    if _lost_power(stream):
+        last = stream.ceiling
+        why = "the machine went down with commits of durability MEMORY that were not on disk"
+    elif torn:
+        # Most likely nobody was answered; but a commit that was cannot be told from it.
+        last = stream.last_sequence + _LARGEST_COMMIT_EVENTS
+        why = "the last commit is torn, as by a power failure"
+    else:
+        return
+    skipped = stream.last_sequence + 1, last
+    stream.last_sequence = last
+    stream.ceiling = 0
+    if not stream.events:
+        stream.floor = last + 1
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("INSERT INTO holes VALUES (?, ?, 0, ?)", (*skipped, GAP_REASON_UNREADABLE))
+    store_stream(connection, stream)
+    connection.execute("COMMIT")
+    logger.warning(
+        "log_sequences_skipped",
+        path=str(path),
+        from_sequence=skipped[0],
+        to_sequence=skipped[1],
+        why=why,
     )
-    return [((source, event_id), sequence) for source, event_id, sequence in rows]
+
+
+def _known(connection: sqlite3.Connection) -> list[tuple[Key, int]]:
+    newest = "SELECT source, id, sequence FROM {} ORDER BY sequence DESC LIMIT ?1"
+    both = " UNION ALL ".join(
+        f"SELECT * FROM ({newest.format(table)})" for table in ("events", "trimmed_ids")
+    )
+    rows = connection.execute(f"{both} ORDER BY sequence DESC LIMIT ?1", (WINDOW_EVENTS,))
+    return [((source, event_id), sequence) for source, event_id, sequence in rows][::-1]
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:

@@ -13,6 +13,7 @@ import json
 import queue
 import sqlite3
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -22,8 +23,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
 
-from flux_svc.logs.base import Matches, ReadResult
+from flux_svc.frames import is_intact
+from flux_svc.logs.base import IndexEntry, Matches, Missing, ReadResult
 from flux_svc.logs.faults import damaged_record, sqlite_fault
+from flux_svc.logs.holes import holes
 
 SCAN_EVENTS = 16_384
 """Events looked at in one read, so that a filter which matches nothing holds no thread for long:
@@ -70,18 +73,19 @@ def read(connection: sqlite3.Connection, path: Path, wanted: Wanted) -> ReadResu
             end = wanted.newest if wanted.until is None else min(wanted.newest, wanted.until)
             # What a client may ask for is larger than any number of SQLite.
             start = max(min(wanted.position, wanted.newest), floor - 1)
-        chosen, position = _choose(connection, wanted, start, end)
+        chosen, looked_at, position = _choose(connection, wanted, start, end)
         payload, good = _fetch(connection, chosen, wanted.backward)
-    if good < len(chosen.sequences):
-        if not good:
-            raise damaged_record(path, chosen.sequences[0])
-        position = chosen.sequences[good - 1]
+        if good < len(chosen.sequences):
+            if not good:
+                raise damaged_record(path, chosen.sequences[0])
+            position = chosen.sequences[good - 1]
+        missing = () if wanted.backward else _missing(connection, start, looked_at, position)
     if not wanted.backward:
         # A position beyond the end stays where it is.
         position = max(position, wanted.position)
     reached = position <= end if wanted.backward else position >= end
     return ReadResult(
-        payload, chosen.sequences[:good], chosen.sizes[:good], position, reached, floor
+        payload, chosen.sequences[:good], chosen.sizes[:good], position, reached, floor, missing
     )
 
 
@@ -95,12 +99,14 @@ def fetch(
     payloads: list[bytes] = []
     all_sequences: list[int] = []
     all_sizes: list[int] = []
+    gone: set[int] = set(sequences)
     with _snapshot(connection, path):
         floor = _floor(connection)
         for start in range(0, len(sequences), _NAMED_STEP):
             named = json.dumps(sequences[start : start + _NAMED_STEP])
             row = connection.execute(_INDEX_NAMED, (named,)).fetchone()
-            chosen = _parsed(row, None, exclude_sources)[1]
+            held, chosen = _parsed(row, None, exclude_sources)
+            gone.difference_update(held)
             payload, good = _fetch(connection, chosen, backward=False)
             if good < len(chosen.sequences):
                 raise damaged_record(path, chosen.sequences[good])
@@ -108,7 +114,37 @@ def fetch(
             all_sequences += chosen.sequences
             all_sizes += chosen.sizes
     position = sequences[-1] if sequences else 0
-    return ReadResult(b"".join(payloads), all_sequences, all_sizes, position, True, floor)
+    return ReadResult(
+        b"".join(payloads), all_sequences, all_sizes, position, True, floor, gone=sorted(gone)
+    )
+
+
+def index(
+    connection: sqlite3.Connection, path: Path, position: int, newest: int, max_events: int
+) -> list[IndexEntry]:
+    """What is held after `position` without the events themselves. Blocking."""
+    bounds = (position, newest, max_events)
+    with _snapshot(connection, path):
+        row = connection.execute(_ENTRIES, bounds).fetchone()
+        if row[0] is None:
+            return []
+        sequences, times, sizes = (json.loads(f"[{column}]") for column in row[:3])
+        # Few events have an expiry.
+        expiring = connection.execute(_EXPIRIES, (sequences[0], sequences[-1])).fetchone()
+    expire_ns = dict(zip(*map(json.loads, expiring), strict=True))
+    return [
+        IndexEntry(sequence, recorded_ns, subject, size, expire_ns.get(sequence, 0))
+        for sequence, recorded_ns, subject, size in zip(
+            sequences, times, row[3].split(","), sizes, strict=True
+        )
+    ]
+
+
+def expired(connection: sqlite3.Connection, path: Path, time_ns: int, max_events: int) -> list[int]:
+    """Sequences of events whose time was over at `time_ns`. Blocking."""
+    with _snapshot(connection, path):
+        row = connection.execute(_EXPIRED, (time_ns, max_events)).fetchone()
+    return sorted(json.loads(row[0]))
 
 
 def sequence_at(connection: sqlite3.Connection, path: Path, time_ns: int, newest: int) -> int:
@@ -158,9 +194,10 @@ class Readers:
 
 def _choose(
     connection: sqlite3.Connection, wanted: Wanted, position: int, end: int
-) -> tuple[_Chosen, int]:
-    """What to fetch, and up to where that settles it."""
+) -> tuple[_Chosen, list[int], int]:
+    """What to fetch, all that was looked at, and up to where that settles it."""
     chosen = _Chosen([], [], [])
+    looked_at: list[int] = []
     everything = wanted.matches is None and not wanted.exclude_sources
     index = _INDEX[wanted.backward, wanted.matches is not None, bool(wanted.exclude_sources)]
     scanned, size, step = 0, 0, _FIRST_STEP
@@ -170,7 +207,8 @@ def _choose(
             step = min(step, wanted.max_events - len(chosen.sequences))
         bounds = (end, position) if wanted.backward else (position, end)
         row = connection.execute(index, (*bounds, step)).fetchone()
-        looked_at, found = _parsed(row, wanted.matches, wanted.exclude_sources)
+        held, found = _parsed(row, wanted.matches, wanted.exclude_sources)
+        looked_at += held
         sizes = found.sizes[: wanted.max_events - len(chosen.sequences)]
         fits = 0
         for frame_size in sizes:
@@ -183,14 +221,24 @@ def _choose(
         chosen.sizes += found.sizes[:fits]
         if fits < len(found.sequences):
             beyond = found.sequences[fits]
-            return chosen, beyond + 1 if wanted.backward else beyond - 1
-        if len(looked_at) < step:
-            return chosen, end if (end < position) == wanted.backward else position
+            return chosen, looked_at, beyond + 1 if wanted.backward else beyond - 1
+        if len(held) < step:
+            at_end = (end < position) == wanted.backward
+            return chosen, looked_at, end if at_end else position
         scanned += step
-        position = looked_at[-1]
+        position = held[-1]
         if len(chosen.sequences) >= wanted.max_events:
             break
-    return chosen, position
+    return chosen, looked_at, position
+
+
+def _missing(
+    connection: sqlite3.Connection, after: int, looked_at: list[int], upto: int
+) -> tuple[Missing, ...]:
+    if upto - after <= bisect_right(looked_at, upto):
+        return ()
+    rows = connection.execute(_UNREADABLE, (after, upto))
+    return holes(after, looked_at, upto, [Missing(*row) for row in rows])
 
 
 def _fetch(connection: sqlite3.Connection, chosen: _Chosen, backward: bool) -> tuple[bytes, int]:
@@ -210,10 +258,11 @@ def _fetch(connection: sqlite3.Connection, chosen: _Chosen, backward: bool) -> t
     frames = [view[end - size : end] for end, size in zip(ends, sizes, strict=True)]
     if backward:
         frames.reverse()
-    crcs = list(map(zlib.crc32, frames))
-    if ends[-1] == len(joined) and crcs == chosen.crcs:
+    # `frames.checksum` of each, without a step of Python for every one.
+    if ends[-1] == len(joined) and list(map(zlib.crc32, frames, sequences)) == chosen.crcs:
         return (b"".join(frames) if backward else joined), len(sequences)
-    good = next((i for i, crc in enumerate(crcs) if crc != chosen.crcs[i]), 0)
+    intact = map(is_intact, frames, sequences, chosen.crcs)
+    good = next((i for i, well in enumerate(intact) if not well), len(sequences))
     return b"".join(frames[:good]), good
 
 
@@ -294,6 +343,26 @@ _INDEX = {
 }
 """The index query by what it is needed for: (backward, subject, source)."""
 _INDEX_NAMED = _index("sequence IN (SELECT value FROM json_each(?))")
+_ENTRIES = """
+SELECT group_concat(sequence), group_concat(recorded_ns), group_concat(size), group_concat(subject)
+FROM (
+    SELECT sequence, recorded_ns, length(frame) AS size, subject FROM events
+    WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?
+)
+"""
+_EXPIRIES = """
+SELECT json_group_array(sequence), json_group_array(expire_ns) FROM expiries
+WHERE sequence BETWEEN ? AND ?
+"""
+_EXPIRED = """
+SELECT json_group_array(sequence) FROM (
+    SELECT sequence FROM expiries WHERE expire_ns <= ? ORDER BY expire_ns LIMIT ?
+)
+"""
+_UNREADABLE = """
+SELECT from_sequence, to_sequence, events, reason FROM holes
+WHERE to_sequence > ? AND from_sequence <= ? ORDER BY from_sequence
+"""
 
 
 @contextmanager

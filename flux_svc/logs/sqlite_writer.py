@@ -6,13 +6,12 @@ reader it hands SQLite many rows a step, because every step costs Python's lock.
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import sqlite3
 import threading
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -21,11 +20,22 @@ import structlog
 
 from aither_sdk.clock import Clock
 from aither_sdk.errors import AitherError, Internal
-from flux_svc.frames import Record
-from flux_svc.logs.base import Succession
-from flux_svc.logs.faults import log_closed, sqlite_fault
-from flux_svc.logs.sqlite_file import BUSY_TIMEOUT_S, OpenedFile, StreamRow
-from flux_svc.sequencer import WINDOW_EVENTS, Appended, Draft, Expected, Sequencer
+from flux_svc.frames import Record, checksum
+from flux_svc.logs.faults import is_io_error, log_closed, log_unsettled, sqlite_fault
+from flux_svc.logs.sqlite_file import BUSY_TIMEOUT_S, OpenedFile, check_newest
+from flux_svc.logs.sqlite_jobs import (
+    AppendJob,
+    Group,
+    Job,
+    Removal,
+    RemoveJob,
+    StopJob,
+    TakenOut,
+    TrimJob,
+)
+from flux_svc.logs.sqlite_removal import STEP_EVENTS, Step, remove_step, trim_step
+from flux_svc.logs.sqlite_stream import boot_id, store_stream
+from flux_svc.sequencer import Appended, Sequencer
 
 GROUP_EVENTS = 4096
 GROUP_BYTES = 4 * 2**20
@@ -40,10 +50,9 @@ without that, readers without a pause would let it grow for ever."""
 CHECKPOINT_PATIENCE_MS = 200
 """Longest wait for them. Our own are done in some 10 ms; a backup that holds on longer must not
 stop the appends, so then it is tried again at the next checkpoint."""
-TRIM_EVENTS = 2000
-"""Events deleted in one transaction of a trim; about 10 ms between two groups."""
-TRIM_BYTES = 8 * 2**20
-"""Bytes of the same; whichever bound is met first."""
+CEILING_STEP = 65_536
+"""How far ahead of commits that are not fsynced it is put down that their sequences are given:
+one fsync for so many events of durability MEMORY."""
 TIMES_EVERY_EVENTS = 1024
 TIMES_EVERY_NS = 1_000_000_000
 """A row of `times` is written when this many events or this much time lie after the last one."""
@@ -53,81 +62,25 @@ _ROWS = (128, 64, 32, 16, 8, 4, 2, 1)
 logger = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class AppendJob:
-    drafts: Sequence[Draft]
-    bytes: int
-    fsync: bool
-    expected: Expected
-    succession: Succession
-    answer: asyncio.Future[list[Appended]]
-
-    @property
-    def events(self) -> int:
-        return len(self.drafts)
-
-    @property
-    def abandoned(self) -> bool:
-        return self.answer.done()
-
-    def refuse(self, error: AitherError) -> None:
-        """On the loop, while the writer does not have it."""
-        self.succession.error = self.succession.error or error
-        if not self.answer.done():
-            self.answer.set_exception(error)
-
-
-@dataclass(frozen=True, slots=True)
-class TrimJob:
-    before_sequence: int
-    answer: asyncio.Future[None]
-
-
-class StopJob:
-    """The last one."""
-
-
-Job = AppendJob | TrimJob | StopJob
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """What became of some appends: an answer or an error for each, and what was stored."""
-
-    jobs: list[AppendJob]
-    outcomes: list[list[Appended] | AitherError]
-    records: list[Record]
-
-
-@dataclass(frozen=True, slots=True)
-class Trimmed:
-    """One step of a trim. With the last one `job` says whom to answer, and `error` if it failed."""
-
-    floor: int
-    events: int = 0
-    bytes: int = 0
-    subjects: Mapping[str, int] = field(default_factory=dict)
-    """Subjects whose newest event (the value) is gone."""
-    job: TrimJob | None = None
-    error: AitherError | None = None
-
-
 class GroupWriter:
     """Owns the writing connection, the sequencer and the totals; all of it in its thread.
 
-    `post` is called from the thread with every Group and Trimmed, in the order they happened.
+    `post` is called from the thread with every Group and TakenOut, in the order they happened.
     """
 
     def __init__(
-        self, file: OpenedFile, clock: Clock, post: Callable[[Group | Trimmed], None]
+        self, file: OpenedFile, clock: Clock, post: Callable[[Group | TakenOut], None]
     ) -> None:
         self._connection = file.connection
         self._path = file.path
         self._stream = file.stream
-        self._sequencer = Sequencer(file.stream.last_sequence, file.known)
+        self._boot_id = boot_id()
+        self._sequencer = Sequencer(
+            file.stream.last_sequence, file.known, newest_of=self._newest_of
+        )
         self._clock = clock
         self._post = post
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | Removal] = queue.SimpleQueue()
         """Bounded by who puts: `SqliteLog` counts the events and bytes that wait."""
         self._synchronous = ""
         self._unsynced = False
@@ -136,6 +89,8 @@ class GroupWriter:
         self._marked_ns = 0
         """The newest row of `times` that this process wrote."""
         self._failing = False
+        self._suspect = False
+        """A write or an fsync has failed: what is not fsynced may be lost though it can be read."""
         self._bytes_since_checkpoint = 0
         self._commits_since_checkpoint = 0
         self._connection.execute("PRAGMA wal_autocheckpoint = 0")
@@ -143,32 +98,35 @@ class GroupWriter:
         self._thread = threading.Thread(target=self._work, name="flux-log-write", daemon=True)
         self._thread.start()
 
-    def put(self, job: AppendJob | TrimJob) -> None:
+    def put(self, job: AppendJob | TrimJob | RemoveJob) -> None:
         """Jobs are done in the order they are put. Never waits."""
         self._jobs.put(job)
 
     def finish(self) -> None:
-        """Ends the thread after the appends that were put; trims are broken off. Blocking."""
+        """Ends the thread after the appends that were put; removals are broken off. Blocking."""
         self._jobs.put(StopJob())
         self._thread.join()
 
     def _work(self) -> None:
-        job: Job = self._jobs.get()
+        job = self._jobs.get()
         while not isinstance(job, StopJob):
-            if isinstance(job, TrimJob):
-                self._trim(job)
-                job = self._jobs.get()
-            else:
+            if isinstance(job, AppendJob):
                 jobs, following = self._gather(job)
                 self._append(jobs)
                 job = following or self._jobs.get()
+            else:
+                self._take_out(job if isinstance(job, Removal) else Removal(job))
+                job = self._jobs.get()
         while not self._jobs.empty():
             left = self._jobs.get()
-            if isinstance(left, TrimJob):
-                self._post(Trimmed(self._stream.floor, job=left, error=log_closed()))
+            if isinstance(left, Removal):
+                left = left.job
+            if isinstance(left, TrimJob | RemoveJob):
+                self._post(TakenOut(None, left, error=log_closed()))
+        self._sync_at_end()
         self._checkpoint("TRUNCATE")
 
-    def _gather(self, job: AppendJob) -> tuple[list[AppendJob], Job | None]:
+    def _gather(self, job: AppendJob) -> tuple[list[AppendJob], Job | Removal | None]:
         """The jobs of one group, and the job after them if it was met."""
         jobs = [job]
         events, size = len(job.drafts), job.bytes
@@ -190,8 +148,11 @@ class GroupWriter:
         outcomes: list[list[Appended] | AitherError] = []
         records: list[Record] = []
         ids: list[str] = []
+        expiries: list[tuple[int, int]] = []
         fsync = False
         try:
+            if self._suspect:
+                self._settle()
             for job in jobs:
                 if job.succession.error is not None:
                     outcomes.append(job.succession.error)
@@ -205,9 +166,10 @@ class GroupWriter:
                 outcomes.append(staged.results)
                 records += staged.records
                 ids += staged.ids
+                expiries += staged.expiries
                 fsync = fsync or job.fsync
             if records or (fsync and self._unsynced):
-                self._store(records, ids, fsync)
+                self._store(records, ids, expiries, fsync)
             self._sequencer.commit()
         except Exception as error:
             # Answers to the others may rest on what is not true now, so all hear of the failure.
@@ -220,32 +182,46 @@ class GroupWriter:
         if records:
             self._recovered()
         self._post(Group(jobs, outcomes, records))
-        if (
-            self._bytes_since_checkpoint >= CHECKPOINT_BYTES
-            or self._commits_since_checkpoint >= CHECKPOINT_COMMITS
-        ):
-            self._checkpoint("PASSIVE")
+        self._checkpoint_if_due()
 
-    def _store(self, records: list[Record], ids: list[str], fsync: bool) -> None:
+    def _store(
+        self,
+        records: list[Record],
+        ids: list[str],
+        expiries: list[tuple[int, int]],
+        fsync: bool,
+    ) -> None:
         """One transaction. Without `fsync` it outlives the process but perhaps not the machine."""
-        synchronous = "FULL" if fsync else "NORMAL"
-        if synchronous != self._synchronous:
-            self._connection.execute(f"PRAGMA synchronous = {synchronous}")
-            self._synchronous = synchronous
         size = sum(len(record.frame) for record in records)
+        last_sequence = self._sequencer.staged_last
         stream = replace(
             self._stream,
-            last_sequence=self._stream.last_sequence + len(records),
+            last_sequence=last_sequence,
+            held_to=last_sequence if records else self._stream.held_to,
             events=self._stream.events + len(records),
             bytes=self._stream.bytes + size,
             commits=self._stream.commits + 1,
         )
+        promised = stream.boot_id == self._boot_id and last_sequence <= stream.ceiling
+        if not (fsync or promised):
+            # The promise must be on disk before the first sequence that rests on it is given out.
+            fsync = True
+            stream.ceiling, stream.boot_id = last_sequence + CEILING_STEP, self._boot_id
+        self._synchronise("FULL" if fsync else "NORMAL")
         self._connection.execute("BEGIN IMMEDIATE")
         if records:
             self._insert(
                 "INSERT INTO events (sequence, recorded_ns, crc, subject, source, id, frame)",
                 [
-                    (sequence, recorded_ns, zlib.crc32(frame), subject, source, event_id, frame)
+                    (
+                        sequence,
+                        recorded_ns,
+                        checksum(frame, sequence),
+                        subject,
+                        source,
+                        event_id,
+                        frame,
+                    )
                     for (sequence, recorded_ns, subject, source, frame), event_id in zip(
                         records, ids, strict=True
                     )
@@ -256,8 +232,10 @@ class GroupWriter:
                 list({record.subject: record.sequence for record in records}.items()),
                 "ON CONFLICT (subject) DO UPDATE SET last_sequence = excluded.last_sequence",
             )
+            if expiries:
+                self._insert("INSERT INTO expiries (sequence, expire_ns)", expiries)
             stream.latest_ns = max(stream.latest_ns, self._mark_time(records[0]))
-        self._update_stream(stream)
+        store_stream(self._connection, stream)
         self._connection.execute("COMMIT")
         self._stream = stream
         self._unsynced = not fsync
@@ -274,64 +252,86 @@ class GroupWriter:
             self._marked_sequence, self._marked_ns = sequence, recorded_ns
         return recorded_ns
 
-    def _trim(self, job: TrimJob) -> None:
+    def _take_out(self, removal: Removal) -> None:
         """One step; the rest goes behind the appends that wait."""
         try:
-            step = self._delete(min(job.before_sequence, self._stream.last_sequence + 1), job)
+            if self._suspect:
+                self._settle()
+            step, ended = self._remove(removal)
         except Exception as error:
-            fault = self._failed(error)
-            self._post(Trimmed(self._stream.floor, job=job, error=fault))
+            self._post(TakenOut(None, removal.job, error=self._failed(error)))
             return
-        self._post(step)
-        if step.job is None:
-            self._jobs.put(job)
+        removal.events += step.events
+        self._post(TakenOut(step, removal.job if ended else None, removal.events))
+        if not ended:
+            self._jobs.put(removal)
+        self._checkpoint_if_due()
 
-    def _delete(self, before: int, job: TrimJob) -> Trimmed:
-        run = self._connection.execute
-        run("BEGIN IMMEDIATE")
-        count, size, highest = run(_TRIM_STEP, (before, TRIM_EVENTS, TRIM_BYTES)).fetchone()
-        floor = max(self._stream.floor, highest + 1 if count else before)
-        window = self._stream.last_sequence - WINDOW_EVENTS
-        run("DELETE FROM trimmed_ids WHERE sequence <= ?", (window,))
-        run(
-            "INSERT INTO trimmed_ids SELECT sequence, source, id FROM events "
-            "WHERE sequence < ? AND sequence > ?",
-            (floor, window),
-        )
-        run("DELETE FROM events WHERE sequence < ?", (floor,))
-        done = floor >= before
-        subjects: dict[str, int] = {}
-        if done:
-            gone = "FROM subjects WHERE last_sequence < ?"
-            subjects = dict(run(f"SELECT subject, last_sequence {gone}", (floor,)))
-            run(f"DELETE {gone}", (floor,))
-            run("DELETE FROM times WHERE sequence < ?", (floor,))
-        stream = replace(
-            self._stream,
-            floor=floor,
-            events=self._stream.events - count,
-            bytes=self._stream.bytes - size,
-        )
-        self._update_stream(stream)
-        run("COMMIT")
-        self._stream = stream
-        self._bytes_since_checkpoint += size
+    def _remove(self, removal: Removal) -> tuple[Step, bool]:
+        job, connection = removal.job, self._connection
+        # Of commits that are all fsynced at most the last one can be torn: see `sqlite_wal.py`.
+        self._synchronise("FULL")
+        connection.execute("BEGIN IMMEDIATE")
+        if isinstance(job, TrimJob):
+            before = min(job.before_sequence, self._stream.last_sequence + 1)
+            step = trim_step(connection, self._stream, before)
+            ended = step.stream.floor >= before
+            if ended:
+                connection.execute("DELETE FROM times WHERE sequence < ?", (step.stream.floor,))
+        else:
+            named = job.sequences[removal.done : removal.done + STEP_EVENTS]
+            step = remove_step(connection, self._stream, named)
+            # A step that is full of bytes leaves the rest to the next one.
+            removal.done += bisect_right(named, step.highest) if step.events else len(named)
+            ended = removal.done >= len(job.sequences)
+        connection.execute("COMMIT")
+        self._stream = step.stream
+        self._bytes_since_checkpoint += step.bytes
         self._commits_since_checkpoint += 1
-        return Trimmed(floor, count, size, subjects, job if done else None)
+        return step, ended
 
-    def _update_stream(self, stream: StreamRow) -> None:
-        self._connection.execute(
-            "UPDATE stream SET floor = ?, last_sequence = ?, events = ?, bytes = ?, latest_ns = ?, "
-            "commits = ?",
-            (
-                stream.floor,
-                stream.last_sequence,
-                stream.events,
-                stream.bytes,
-                stream.latest_ns,
-                stream.commits,
-            ),
-        )
+    def _newest_of(self, subject: str) -> int:
+        row = self._connection.execute(
+            "SELECT last_sequence FROM subjects WHERE subject = ?", (subject,)
+        ).fetchone()
+        return int(row[0]) if row else 0
+
+    def _synchronise(self, synchronous: str) -> None:
+        if synchronous != self._synchronous:
+            self._connection.execute(f"PRAGMA synchronous = {synchronous}")
+            self._synchronous = synchronous
+
+    def _sync_at_end(self) -> None:
+        """What was not fsynced is, and no sequence has to be skipped at the next start."""
+        if not self._stream.ceiling:
+            return
+        stream = replace(self._stream, ceiling=0, boot_id="")
+        try:
+            self._synchronise("FULL")
+            self._connection.execute("BEGIN IMMEDIATE")
+            store_stream(self._connection, stream)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._failed(error)
+
+    def _settle(self) -> None:
+        """After a failed fsync, before anything is acknowledged again.
+
+        A kernel may drop the pages that it could not write and call the next fsync a success. So
+        what was committed is taken out of the write-ahead log, whose pages are in doubt, into the
+        file, which is fsynced anew; the newest records are read back by their checksums; and the
+        next commit begins the write-ahead log at its front.
+        """
+        connection = self._connection
+        connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_PATIENCE_MS}")
+        try:
+            row = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+        if row[0]:
+            raise log_unsettled(self._path)
+        check_newest(connection, self._path, self._stream)
+        self._suspect = False
 
     def _insert(self, head: str, rows: Sequence[tuple[Any, ...]], tail: str = "") -> None:
         start = 0
@@ -340,6 +340,13 @@ class GroupWriter:
                 values = chain.from_iterable(rows[start : start + size])
                 self._connection.execute(_text(head, len(rows[0]), size, tail), tuple(values))
                 start += size
+
+    def _checkpoint_if_due(self) -> None:
+        if (
+            self._bytes_since_checkpoint >= CHECKPOINT_BYTES
+            or self._commits_since_checkpoint >= CHECKPOINT_COMMITS
+        ):
+            self._checkpoint("PASSIVE")
 
     def _checkpoint(self, mode: str) -> None:
         """Moves what was committed from the write-ahead log into the file."""
@@ -367,7 +374,10 @@ class GroupWriter:
                 self._connection.execute("ROLLBACK")
         except sqlite3.Error:
             logger.exception("log_rollback_failed", path=str(self._path))
-        if isinstance(error, sqlite3.Error):
+        if isinstance(error, AitherError):
+            fault = error
+        elif isinstance(error, sqlite3.Error):
+            self._suspect = self._suspect or is_io_error(error)
             fault = sqlite_fault(error, self._path)
         else:
             logger.error("log_write_defect", path=str(self._path), exc_info=error)
@@ -381,17 +391,6 @@ class GroupWriter:
         if self._failing:
             self._failing = False
             logger.info("log_write_recovered", path=str(self._path))
-
-
-_TRIM_STEP = """
-SELECT count(*), coalesce(sum(size), 0), max(sequence) FROM (
-    SELECT sequence, size, sum(size) OVER (ORDER BY sequence) AS total FROM (
-        SELECT sequence, length(frame) AS size FROM events
-        WHERE sequence < ? ORDER BY sequence LIMIT ?
-    )
-) WHERE total <= ? OR total = size
-"""
-"""Events of the next step, at most so many and so many bytes, but one at least."""
 
 
 @cache

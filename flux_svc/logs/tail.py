@@ -14,12 +14,12 @@ logger = structlog.get_logger()
 
 @dataclass(slots=True)
 class Tail:
-    """Changed on the loop alone, by each commit and each step of a trim."""
+    """Changed on the loop alone, by each commit and each step of a removal."""
 
     kind: str
     epoch: str
     floor: int = 1
-    """All events below it are gone."""
+    """The oldest event held; one past the last when none is."""
     last_sequence: int = 0
     events: int = 0
     bytes: int = 0
@@ -44,14 +44,14 @@ class Tail:
             except Exception:
                 logger.exception("commit_listener_failed", last_sequence=self.last_sequence)
 
-    def trim(self, floor: int, events: int, size: int) -> None:
-        """Takes in that `events` events below `floor` are gone."""
+    def drop(self, floor: int, events: int, size: int, subjects: Mapping[str, int]) -> None:
+        """Takes in that `events` events are gone and `floor` is the oldest one held.
+
+        `subjects` lost the event given; those whose newest it was have none any more.
+        """
         self.floor = floor
         self.events -= events
         self.bytes -= size
-
-    def forget(self, subjects: Mapping[str, int]) -> None:
-        """Drops subjects, unless they had another event after the one given."""
         for subject, sequence in subjects.items():
             if self.subjects.get(subject) == sequence:
                 del self.subjects[subject]

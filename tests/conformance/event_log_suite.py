@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from itertools import pairwise
 
 import pytest
 import pytest_asyncio
@@ -13,11 +14,12 @@ from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import (
     DURABILITY_FSYNC,
     DURABILITY_MEMORY,
+    GAP_REASON_COMPACTED,
     SubscribeResponse,
 )
 from aither_sdk.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from aither_sdk.subjects import FilterSet
-from flux_svc.logs.base import Ability, EventLog, Record, Succession
+from flux_svc.logs.base import Ability, EventLog, IndexEntry, Missing, Record, Succession
 from flux_svc.sequencer import Appended, Expected
 from tests.clock import FakeClock
 from tests.conformance.log_house import (
@@ -25,6 +27,7 @@ from tests.conformance.log_house import (
     check,
     event,
     events,
+    holes_of,
     ids,
     last,
     read_all,
@@ -598,6 +601,243 @@ class EventLogSuite:
         assert await log.sequence_at(start) == 9
         assert await log.sequence_at(start + 5 * SECOND_NS) == 11
 
+    # Removing single events
+
+    @pytest.mark.needs(Ability.REMOVE)
+    async def test_a_reader_is_told_of_each_removed_event_once(self, log: EventLog) -> None:
+        await log.append(events(100))
+        away = {3, 4, 5, 40, 77, 78, 100}
+        assert await log.remove(sorted(away)) == len(away)
+        assert log.info().events == 100 - len(away)
+        for step in (1, 7, 1000):
+            holes = await holes_of(log, max_events=step)
+            assert sum(hole.events for hole in holes) == len(away)
+            assert {hole.reason for hole in holes} == {GAP_REASON_COMPACTED}
+            assert all(a.to_sequence < b.from_sequence for a, b in pairwise(holes))
+        found = sequences(await read_all(log))
+        assert found == [n for n in range(1, 101) if n not in away]
+
+    @pytest.mark.needs(Ability.REMOVE)
+    async def test_a_hole_is_told_from_where_the_reader_stands(self, log: EventLog) -> None:
+        await log.append(events(20))
+        await log.remove(range(5, 12))
+        for position, expected in (
+            (0, (5, 11, 7)),
+            (4, (5, 11, 7)),
+            (8, (9, 11, 3)),
+            (10, (11, 11, 1)),
+        ):
+            (hole,) = await holes_of(log, position)
+            assert hole == Missing(*expected, GAP_REASON_COMPACTED)
+        assert not await holes_of(log, 11)
+        assert not (await log.read(0, until=4)).missing
+        assert (await log.read(0, until=6)).missing == (Missing(5, 6, 2, GAP_REASON_COMPACTED),)
+
+    @pytest.mark.needs(Ability.REMOVE)
+    async def test_holes_are_told_though_the_filter_drops_all(self, log: EventLog) -> None:
+        await log.append(events(20))
+        await log.remove([7])
+        result = await log.read(0, matches=lambda _: False)
+        assert (result.events, result.position) == (0, 20)
+        assert result.missing == (Missing(7, 7, 1, GAP_REASON_COMPACTED),)
+
+    @pytest.mark.needs(Ability.REMOVE)
+    async def test_many_holes_are_told_in_one(self, log: EventLog) -> None:
+        await log.append(events(1000))
+        await log.remove(range(2, 1001, 2))
+        result = await log.read(0, max_events=1000)
+        assert result.missing == (Missing(2, 1000, 500, GAP_REASON_COMPACTED),)
+
+    @pytest.mark.needs(Ability.REMOVE)
+    async def test_what_is_removed_at_the_front_moves_the_front(self, log: EventLog) -> None:
+        await log.append(events(10))
+        await log.remove([2, 3])
+        assert log.info().first_sequence == 1
+        await log.remove([1])
+        result = await log.read(0)
+        assert (result.first_sequence, result.missing) == (4, ())
+        assert log.info().first_sequence == 4
+        await log.remove(range(1, 11))
+        result = await log.read(0)
+        assert (result.events, result.first_sequence, result.missing) == (0, 11, ())
+        assert (log.info().first_sequence, log.info().last_sequence) == (0, 10)
+        assert (await log.append([event()]))[0].sequence == 11
+        assert (log.info().first_sequence, log.info().bytes) == (
+            11,
+            len((await log.read(0)).payload),
+        )
+
+    @pytest.mark.needs(Ability.REMOVE)
+    async def test_a_subject_whose_newest_event_is_removed_has_no_state(
+        self, log: EventLog
+    ) -> None:
+        await log.append([event("a"), event("a"), event("b")])
+        await log.remove([2])
+        assert list((await log.newest(bool)).sequences) == [3]
+        assert log.info().subjects == 1
+        await log.remove([1])
+        await log.append([event("a")])
+        assert list((await log.newest(bool)).sequences) == [3, 4]
+        assert list((await log.newest(bool, after=3)).sequences) == [4]
+
+    @pytest.mark.needs(Ability.REMOVE)
+    async def test_an_older_event_may_go_and_the_state_stays(self, log: EventLog) -> None:
+        await log.append([event("a"), event("a"), event("b")])
+        assert await log.remove([1, 1_000]) == 1
+        assert list((await log.newest(bool)).sequences) == [2, 3]
+        assert await log.remove([1]) == 0
+        assert await log.remove([]) == 0
+
+    @pytest.mark.needs(Ability.REMOVE)
+    async def test_what_was_removed_is_still_known_as_a_duplicate(self, log: EventLog) -> None:
+        batch = events(5)
+        await log.append(batch)
+        await log.remove([2, 5])
+        again = await log.append(batch)
+        assert again == [Appended(n, True) for n in range(1, 6)]
+        assert log.info().events == 3
+
+    @pytest.mark.needs(Ability.REMOVE)
+    async def test_fetch_leaves_out_and_names_what_is_gone(self, log: EventLog) -> None:
+        await log.append([event(source="x" if n == 4 else "y") for n in range(10)])
+        await log.remove([3, 7])
+        found = await log.fetch([1, 3, 5, 7, 9])
+        assert (list(found.sequences), list(found.gone)) == ([1, 5, 9], [3, 7])
+        found = await log.fetch([3, 5, 11], exclude_sources=frozenset({"x"}))
+        assert (list(found.sequences), list(found.gone), found.position) == ([], [3, 11], 11)
+
+    @pytest.mark.needs(Ability.REMOVE)
+    async def test_a_state_that_is_compacted_while_it_is_read_can_be_made_whole(
+        self, log: EventLog
+    ) -> None:
+        """The way of `EventLog.fetch`: what is gone was superseded, so it is found after."""
+        await log.append([event("a"), event("b")])
+        state = await log.newest(bool)
+        await log.append([event("a")])
+        await log.remove([1])
+        found = await log.fetch(state.sequences)
+        assert (list(found.sequences), list(found.gone)) == ([2], [1])
+        more = await log.newest(bool, after=state.position)
+        assert list(more.sequences) == [3]
+
+    @pytest.mark.needs(Ability.REMOVE)
+    async def test_the_index_lists_what_is_held(self, log: EventLog, clock: FakeClock) -> None:
+        start = clock.time_ns()
+        await log.append([event("a"), event("b", expire_ns=start + 5)])
+        clock.advance(1)
+        await log.append([event("c"), event("a")])
+        await log.remove([3])
+        sizes = (await log.read(0)).sizes
+        assert await log.index(0) == [
+            IndexEntry(1, start, "a", sizes[0], 0),
+            IndexEntry(2, start, "b", sizes[1], start + 5),
+            IndexEntry(4, start + SECOND_NS, "a", sizes[2], 0),
+        ]
+        assert [entry.sequence for entry in await log.index(1, max_events=1)] == [2]
+        assert await log.index(4) == []
+
+    @pytest.mark.needs(Ability.REMOVE)
+    async def test_expired_events_are_named_until_they_are_removed(
+        self, log: EventLog, clock: FakeClock
+    ) -> None:
+        now = clock.time_ns()
+        ends = [now + 30, 0, now + 10, now + 20, now + 20]
+        await log.append([event(expire_ns=end) for end in ends])
+        assert await log.expired(now + 9) == []
+        assert await log.expired(now + 20) == [3, 4, 5]
+        assert await log.expired(now + 30, max_events=1) == [3]
+        await log.remove([3, 4])
+        assert await log.expired(now + 10**18) == [1, 5]
+        await log.trim(2)
+        assert await log.expired(now + 10**18) == [5]
+        assert [one.expire_time.ToNanoseconds() for one in await read_all(log)] == [0, now + 20]
+
+    @pytest.mark.needs(Ability.REMOVE)
+    async def test_times_are_found_between_holes(self, log: EventLog, clock: FakeClock) -> None:
+        start = clock.time_ns()
+        for _ in range(10):
+            await log.append([event()])
+            clock.advance(1)
+        await log.remove([4, 5, 10])
+        assert await log.sequence_at(start + 3 * SECOND_NS) == 6
+        assert await log.sequence_at(start + 9 * SECOND_NS) == 11
+
+    @pytest.mark.needs(Ability.REMOVE)
+    async def test_removing_and_appending_and_reading_go_together(self, log: EventLog) -> None:
+        for _ in range(3):
+            await log.append(events(4000))
+
+        async def publish() -> None:
+            for _ in range(50):
+                await log.append(events(10))
+
+        async def follow() -> None:
+            position, told = 0, 0
+            while position < 12_500:
+                result = await log.read(position, max_events=500)
+                gone = sum(hole.events for hole in result.missing)
+                assert result.events + gone == result.position - position
+                told += gone
+                position = result.position
+                await asyncio.sleep(0)
+
+        away = range(2, 12_001, 3)
+        _, removed, *_ = await asyncio.gather(publish(), log.remove(away), follow())
+        assert removed == len(away)
+        assert log.info().events == 12_500 - removed
+
+    # What a publisher expects of a subject
+
+    @pytest.mark.needs(Ability.EXPECTED_SUBJECT_SEQUENCES)
+    async def test_a_subject_is_compared_and_set(self, log: EventLog) -> None:
+        await log.append([event("a")], expected=Expected(subjects={"a": 0}))
+        await log.append([event("b"), event("a")], expected=Expected(subjects={"a": 1, "b": 0}))
+        with pytest.raises(FailedPrecondition) as refused:
+            await log.append([event("b")], expected=Expected(subjects={"b": 2, "a": 1}))
+        assert refused.value.reason == "WRONG_LAST_SEQUENCE"
+        assert refused.value.metadata["subject"] == "a"
+        assert refused.value.metadata["actual"] == "3"
+        assert log.info().last_sequence == 3
+
+    @pytest.mark.needs(Ability.EXPECTED_SUBJECT_SEQUENCES)
+    async def test_of_twenty_who_expect_the_same_one_wins(self, log: EventLog) -> None:
+        at = 0
+        for turn in range(5):
+            tries = [
+                log.append([event("other"), event("a")], expected=Expected(subjects={"a": at}))
+                for _ in range(20)
+            ]
+            answers = await asyncio.gather(*tries, return_exceptions=True)
+            won = [one for one in answers if isinstance(one, list)]
+            lost = [one for one in answers if isinstance(one, FailedPrecondition)]
+            assert (len(won), len(lost)) == (1, 19)
+            at = won[0][1].sequence
+            assert {one.metadata["actual"] for one in lost} == {str(at)}
+            assert log.info().last_sequence == at == 2 * (turn + 1)
+
+    @pytest.mark.needs(Ability.EXPECTED_SUBJECT_SEQUENCES)
+    async def test_a_repeat_is_answered_though_the_subject_moved_on(self, log: EventLog) -> None:
+        batch = [event("a"), event("a")]
+        wanted = Expected(subjects={"a": 0})
+        await log.append(batch, expected=wanted)
+        await log.append([event("a")])
+        assert await log.append(batch, expected=wanted) == [Appended(1, True), Appended(2, True)]
+        with pytest.raises(FailedPrecondition):
+            await log.append([batch[0], event("a")], expected=wanted)
+        mixed = await log.append([batch[0], event("a")], expected=Expected(subjects={"a": 3}))
+        assert mixed == [Appended(1, True), Appended(4, False)]
+
+    @pytest.mark.needs(Ability.EXPECTED_SUBJECT_SEQUENCES, Ability.REMOVE)
+    async def test_a_subject_without_state_is_expected_at_zero(self, log: EventLog) -> None:
+        await log.append([event("a"), event("a"), event("b")])
+        await log.remove([2])
+        with pytest.raises(FailedPrecondition) as refused:
+            await log.append([event("a")], expected=Expected(subjects={"a": 1}))
+        assert refused.value.metadata["actual"] == "0"
+        await log.append([event("a")], expected=Expected(subjects={"a": 0}))
+        await log.trim(4)
+        await log.append([event("b")], expected=Expected(subjects={"b": 0, "a": 4}))
+
     # Opening again
 
     @pytest.mark.needs(Ability.PERSISTENT)
@@ -617,6 +857,26 @@ class EventLogSuite:
         assert (await last(log, bool)) == state
         assert await log.sequence_at(clock.time_ns() - 5 * SECOND_NS) == at == 251
         assert (await log.append([event()]))[0].sequence == 301
+        await log.close()
+
+    @pytest.mark.needs(Ability.PERSISTENT, Ability.REMOVE, Ability.EXPECTED_SUBJECT_SEQUENCES)
+    async def test_holes_and_states_are_there_after_reopening(self, house: LogHouse) -> None:
+        clock = FakeClock()
+        log = await house.open(clock=clock)
+        batch = [event(f"a.{n % 4}", expire_ns=clock.time_ns() + n) for n in range(40)]
+        await log.append(batch)
+        await log.remove([1, 2, 10, 11, 40])
+        before = log.info(), await holes_of(log), await log.index(0), await log.newest(bool)
+        await log.close()
+        log = await house.open(clock=clock)
+        after = log.info(), await holes_of(log), await log.index(0), await log.newest(bool)
+        assert after == before
+        assert await log.expired(clock.time_ns() + 10) == [3, 4, 5, 6, 7, 8, 9]
+        assert await log.append(batch) == [Appended(n, True) for n in range(1, 41)]
+        with pytest.raises(FailedPrecondition):
+            await log.append([event("a.2")], expected=Expected(subjects={"a.2": 0}))
+        wanted = Expected(subjects={"a.3": 0, "a.2": 39})
+        assert (await log.append([event("a.3")], expected=wanted))[0].sequence == 41
         await log.close()
 
     @pytest.mark.needs(Ability.PERSISTENT, Ability.TRIM)

@@ -11,7 +11,7 @@ from typing import Protocol
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.clock import Clock
 from flux_svc.frames import event_of
-from flux_svc.logs.base import Ability, EventLog, Matches, ReadResult
+from flux_svc.logs.base import Ability, EventLog, Matches, Missing, ReadResult
 
 _numbers = itertools.count()
 
@@ -34,9 +34,14 @@ class LogHouse(Protocol):
         ...
 
 
-def event(subject: str = "test.a", *, source: str = "tester", id: str | None = None) -> Event:
+def event(
+    subject: str = "test.a", *, source: str = "tester", id: str | None = None, expire_ns: int = 0
+) -> Event:
     """An event that nobody made before, unless an id is given."""
-    return Event(id=id or f"e{next(_numbers)}", source=source, subject=subject)
+    made = Event(id=id or f"e{next(_numbers)}", source=source, subject=subject)
+    if expire_ns:
+        made.expire_time.FromNanoseconds(expire_ns)
+    return made
 
 
 def events(count: int, subject: str = "test.a") -> list[Event]:
@@ -67,7 +72,22 @@ def check(result: ReadResult) -> Sequence[Event]:
     decoded = [event_of(frame) for frame in result.frames]
     assert [one.sequence for one in decoded] == list(result.sequences)
     assert len(result.payload) == sum(result.sizes)
+    for hole in result.missing:
+        assert result.first_sequence < hole.from_sequence <= hole.to_sequence <= result.position
+        assert hole.events <= hole.to_sequence - hole.from_sequence + 1
     return decoded
+
+
+async def holes_of(log: EventLog, position: int = 0, *, max_events: int = 100) -> list[Missing]:
+    """All that a reader is told to be missing on its way to the end."""
+    found: list[Missing] = []
+    while True:
+        result = await log.read(position, max_events=max_events)
+        check(result)
+        found += result.missing
+        if result.end_reached:
+            return found
+        position = result.position
 
 
 def sequences(found: Iterable[Event]) -> list[int]:

@@ -36,6 +36,7 @@ class Kept:
     source: str
     id: str
     subject: str
+    expire_ns: int
 
 
 class LogMachine(RuleBasedStateMachine):
@@ -51,8 +52,22 @@ class LogMachine(RuleBasedStateMachine):
         self.clock = FakeClock()
         self.log: EventLog
         self.all: list[Kept] = []
-        self.floor = 1
+        self.removed: set[int] = set()
         self.heard: list[int] = []
+
+    @property
+    def held(self) -> list[Kept]:
+        return [one for one in self.all if one.sequence not in self.removed]
+
+    @property
+    def floor(self) -> int:
+        return self.held[0].sequence if self.held else len(self.all) + 1
+
+    @property
+    def newest(self) -> dict[str, Kept]:
+        """Of each subject that has a state."""
+        newest = {one.subject: one for one in self.all}
+        return {s: one for s, one in newest.items() if one.sequence not in self.removed}
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(call)
@@ -70,27 +85,48 @@ class LogMachine(RuleBasedStateMachine):
         self.runner.close()
         shutil.rmtree(self.folder)
 
-    @rule(keys=st.lists(KEYS, min_size=1, max_size=12), expected=st.sampled_from([None, 0, 1]))
-    def append(self, keys: list[tuple[str, str, str]], expected: int | None) -> None:
-        batch = [event(subject, source=source, id=one) for source, one, subject in keys]
+    @rule(
+        keys=st.lists(KEYS, min_size=1, max_size=12),
+        expected=st.sampled_from([None, 0, 1]),
+        subject=SUBJECTS,
+        subject_expected=st.sampled_from([None, 0, 1]),
+        expire_s=st.sampled_from([None, -5, 5]),
+    )
+    def append(
+        self,
+        keys: list[tuple[str, str, str]],
+        expected: int | None,
+        subject: str,
+        subject_expected: int | None,
+        expire_s: int | None,
+    ) -> None:
+        expire_ns = 0 if expire_s is None else FakeClock().time_ns() + expire_s * 1_000_000_000
+        batch = [
+            event(subject, source=source, id=one, expire_ns=expire_ns)
+            for source, one, subject in keys
+        ]
         known = {(one.source, one.id): one.sequence for one in self.all}
         fresh: list[Kept] = []
         answers = []
-        for source, one, subject in keys:
+        for source, one, on in keys:
             place = known.get((source, one))
             answers.append((place or len(self.all) + len(fresh) + 1, place is not None))
             if place is None:
                 place = len(self.all) + len(fresh) + 1
                 known[source, one] = place
-                fresh.append(Kept(place, self.clock.time_ns(), source, one, subject))
+                fresh.append(Kept(place, self.clock.time_ns(), source, one, on, expire_ns))
         wanted = None if expected is None else len(self.all) + expected
+        subjects = {}
+        if subject_expected is not None:
+            newest = self.newest.get(subject)
+            subjects[subject] = (newest.sequence if newest else 0) + subject_expected
         try:
-            results = self.run(self.log.append(batch, expected=Expected(wanted)))
+            results = self.run(self.log.append(batch, expected=Expected(wanted, subjects)))
         except FailedPrecondition:
             assert fresh
-            assert expected == 1
+            assert 1 in (expected, subject_expected)
             return
-        assert not fresh or expected != 1
+        assert not fresh or 1 not in (expected, subject_expected)
         assert results == answers
         self.all += fresh
         assert self.heard[len(self.heard) - len(fresh) :] == [one.sequence for one in fresh]
@@ -115,7 +151,7 @@ class LogMachine(RuleBasedStateMachine):
         matches = FilterSet([pattern]).matches if pattern else None
         wanted = [
             one
-            for one in self.all[self.floor - 1 :]
+            for one in self.held
             if (one.sequence < position if backward else one.sequence > position)
             and (until is None or (one.sequence >= until if backward else one.sequence <= until))
             and (matches is None or matches(one.subject))
@@ -123,6 +159,7 @@ class LogMachine(RuleBasedStateMachine):
         ]
         if backward:
             wanted.reverse()
+        start, told = max(position, self.floor - 1), 0
         found: list[Kept] = []
         while True:
             result = self.run(
@@ -138,25 +175,28 @@ class LogMachine(RuleBasedStateMachine):
             assert result.events <= max_events
             assert result.first_sequence == self.floor
             found += _kept(result)
+            told += sum(hole.events for hole in result.missing)
             if result.end_reached:
                 break
             assert result.position < position if backward else result.position > position
             position = result.position
         assert found == wanted
+        end = len(self.all) if until is None else min(until, len(self.all))
+        gone = [n for n in self.removed if start < n <= end]
+        assert told == (0 if backward else len(gone))
 
     @rule(pattern=st.sampled_from(["a", "a.*", ">"]))
     def last(self, pattern: str) -> None:
         matches = FilterSet([pattern]).matches
-        newest = {one.subject: one for one in self.all[self.floor - 1 :] if matches(one.subject)}
+        newest = [one for one in self.newest.values() if matches(one.subject)]
         result = self.run(last(self.log, matches))
-        assert _kept(result) == sorted(newest.values(), key=lambda one: one.sequence)
+        assert _kept(result) == sorted(newest, key=lambda one: one.sequence)
         assert result.position == len(self.all)
 
     @rule(offset_s=st.integers(-40, 40))
     def sequence_at(self, offset_s: int) -> None:
         time_ns = FakeClock().time_ns() + offset_s * 1_000_000_000
-        held = self.all[self.floor - 1 :]
-        expected = next((one.sequence for one in held if one.recorded_ns >= time_ns), None)
+        expected = next((one.sequence for one in self.held if one.recorded_ns >= time_ns), None)
         assert self.run(self.log.sequence_at(time_ns)) == (expected or len(self.all) + 1)
 
     @rule(seconds=st.integers(-10, 10))
@@ -166,7 +206,31 @@ class LogMachine(RuleBasedStateMachine):
     @rule(before=st.integers(0, 60))
     def trim(self, before: int) -> None:
         self.run(self.log.trim(before))
-        self.floor = max(self.floor, min(before, len(self.all) + 1))
+        self.removed |= {one.sequence for one in self.all if one.sequence < before}
+
+    @rule(sequences=st.sets(st.integers(1, 60), max_size=8))
+    def remove(self, sequences: set[int]) -> None:
+        held = sequences & {one.sequence for one in self.held}
+        assert self.run(self.log.remove(sorted(sequences))) == len(held)
+        self.removed |= held
+
+    @rule(position=st.integers(0, 60), max_events=st.integers(1, 20))
+    def index(self, position: int, max_events: int) -> None:
+        expected = [
+            (one.sequence, one.recorded_ns, one.subject, one.expire_ns)
+            for one in self.held
+            if one.sequence > position
+        ]
+        found = self.run(self.log.index(position, max_events=max_events))
+        assert [
+            (one.sequence, one.recorded_ns, one.subject, one.expire_ns) for one in found
+        ] == expected[:max_events]
+
+    @rule(offset_s=st.sampled_from([-6, 0, 6]))
+    def expired(self, offset_s: int) -> None:
+        time_ns = FakeClock().time_ns() + offset_s * 1_000_000_000
+        expected = [one.sequence for one in self.held if 0 < one.expire_ns <= time_ns]
+        assert self.run(self.log.expired(time_ns)) == expected
 
     @precondition(lambda self: Ability.PERSISTENT in self.house.abilities)
     @rule()
@@ -176,19 +240,32 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def info(self) -> None:
-        held = self.all[self.floor - 1 :]
+        held = self.held
         info = self.log.info()
         assert info.first_sequence == (held[0].sequence if held else 0)
         assert (info.last_sequence, info.events) == (len(self.all), len(held))
-        assert info.subjects == len({one.subject for one in held})
+        assert info.subjects == len(self.newest)
+        assert info.bytes == sum(len(_frame(self.run(self.log.fetch([k.sequence])))) for k in held)
         assert self.heard == [one.sequence for one in self.all]
 
 
 def _kept(result: ReadResult) -> list[Kept]:
     return [
-        Kept(record.sequence, record.recorded_ns, record.source, one.id, record.subject)
+        Kept(
+            record.sequence,
+            record.recorded_ns,
+            record.source,
+            one.id,
+            record.subject,
+            one.expire_time.ToNanoseconds(),
+        )
         for record, one in zip(result.records, map(event_of, result.frames), strict=True)
     ]
+
+
+def _frame(result: ReadResult) -> bytes:
+    (frame,) = result.frames
+    return frame
 
 
 class MemoryMachine(LogMachine):

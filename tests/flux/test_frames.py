@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import zlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import ReadResponse
-from flux_svc.frames import Record, encode_body, event_of, record_of, recorded_field, seal
+from flux_svc.frames import (
+    Record,
+    checksum,
+    encode_body,
+    event_of,
+    is_intact,
+    record_of,
+    recorded_field,
+    seal,
+)
 
 NS = st.integers(0, 253_402_300_799 * 1_000_000_000)
 SEQUENCES = st.integers(1, 2**63 - 1)
@@ -62,3 +73,13 @@ def test_frames_joined_are_a_message() -> None:
 def test_every_length_of_sequence_is_encoded(value: int) -> None:
     frame = seal(encode_body(_event(), 0), value, recorded_field(5))
     assert event_of(frame).sequence == value
+
+
+def test_a_frame_at_another_sequence_is_damaged() -> None:
+    frame = seal(encode_body(Event(id="1", source="s", subject="a"), 1), 7, recorded_field(1))
+    assert is_intact(frame, 7, checksum(frame, 7))
+    assert not is_intact(frame, 8, checksum(frame, 7))
+    assert not is_intact(frame[:-1], 7, checksum(frame, 7))
+    # As older files have it: the frame alone, which names its sequence.
+    assert is_intact(frame, 7, zlib.crc32(frame))
+    assert not is_intact(frame, 8, zlib.crc32(frame))

@@ -1,0 +1,93 @@
+"""Every record of a log one by one, whatever state its file is in."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from flux_svc.frames import event_of, expire_ns_of, is_intact
+
+_STEP = 1000
+Row = tuple[int, int, int, str, str, str, bytes]
+"""Sequence, recorded_ns, crc, subject, source, id, frame: so they were stored."""
+_ROWS = (
+    "SELECT sequence, recorded_ns, crc, subject, source, id, frame FROM events "
+    "WHERE sequence BETWEEN ? AND ? ORDER BY sequence"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Good:
+    """A record whose checksum is right and whose columns say what the event says."""
+
+    row: Row
+    expire_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A record, or a range of them, that must not be believed."""
+
+    from_sequence: int
+    to_sequence: int
+    why: str
+    row: Row | None = None
+    """None: it cannot be read at all, and it is not known how many there were."""
+
+
+def records(connection: sqlite3.Connection, first: int, last: int) -> Iterator[Good | Bad]:
+    """All that stands from `first` to `last`, in order. Blocking; a snapshot for each step unless
+    the connection is within a transaction."""
+    while first <= last:
+        end = min(first + _STEP - 1, last)
+        yield from _piece(connection, first, end)
+        first = end + 1
+        following = _following(connection, first)
+        if following is not None:
+            first = max(first, following)
+
+
+def _following(connection: sqlite3.Connection, first: int) -> int | None:
+    """Where the next record is, so that large holes are skipped; None: not known, or none is."""
+    try:
+        row = connection.execute(
+            "SELECT sequence FROM events WHERE sequence >= ? ORDER BY sequence LIMIT 1", (first,)
+        ).fetchone()
+    except sqlite3.DatabaseError:
+        return None
+    return int(row[0]) if row else 2**62
+
+
+def _piece(connection: sqlite3.Connection, first: int, last: int) -> Iterator[Good | Bad]:
+    try:
+        rows = connection.execute(_ROWS, (first, last)).fetchall()
+    except sqlite3.DatabaseError as error:
+        if first == last:
+            yield Bad(first, last, f"its page cannot be read: {error}")
+            return
+        middle = (first + last) // 2
+        yield from _piece(connection, first, middle)
+        yield from _piece(connection, middle + 1, last)
+        return
+    for row in rows:
+        yield judged(row)
+
+
+def judged(row: Row) -> Good | Bad:
+    """Whether a record is what was stored."""
+    sequence, recorded_ns, crc, subject, source, event_id, frame = row
+    if not is_intact(frame, sequence, crc):
+        return Bad(sequence, sequence, "its checksum is wrong", row)
+    try:
+        event = event_of(frame)
+    except (DecodeError, IndexError):
+        return Bad(sequence, sequence, "it is not an event", row)
+    recorded = event.recorded_time
+    said = event.sequence, event.subject, event.source, event.id
+    stands = recorded.seconds * 1_000_000_000 + recorded.nanos
+    if said != (sequence, subject, source, event_id) or stands != recorded_ns:
+        return Bad(sequence, sequence, "its columns differ from the event", row)
+    return Good(row, expire_ns_of(event))
