@@ -1,0 +1,1 @@
+"""Consumer groups: one port (`base.py`) and what fulfils it."""
