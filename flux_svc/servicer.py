@@ -60,14 +60,6 @@ class FluxServicer:
                 async for message in messages:
                     yield message
 
-    async def Consume(
-        self, requests: AsyncIterator[pb.ConsumeRequest], context: Context
-    ) -> AsyncIterator[pb.ConsumeResponse]:
-        raise Unimplemented(
-            "consumer groups are not in this version; Subscribe and keep your own position"
-        )
-        yield pb.ConsumeResponse()  # a stream's handler is a generator
-
     async def Read(self, request: pb.ReadRequest, context: Context) -> bytes:
         validation.check_read(request)
         filters = FilterSet(request.filters)

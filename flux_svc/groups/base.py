@@ -210,6 +210,10 @@ class ConsumerGroups(Protocol):
         """What this node knows of its groups, without waiting; for metrics. Members left out."""
         ...
 
+    def redelivered(self) -> Sequence[tuple[str, int]]:
+        """Deliveries other than the first of an event that this node has made; for metrics."""
+        ...
+
     def drain(self) -> None:
         """Every member hears Closing DRAINING and is delivered no more; acks still work."""
         ...
