@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import timedelta
@@ -146,7 +145,3 @@ class CoreHouse:
 
     def parked_stored(self) -> set[int]:
         return set(at_once(self.store.load())["work"].parked)
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(work)

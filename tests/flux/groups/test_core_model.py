@@ -49,7 +49,6 @@ class GroupMachine(RuleBasedStateMachine):
         """Removed from the log."""
         self.sent: Counter[int] = Counter()
         self.replayed: set[int] = set()
-        self.deleted: set[int] = set()
         self.high = 0
         """Greatest sequence delivered for the first time."""
         self.epochs: list[int] = [0]
@@ -72,9 +71,35 @@ class GroupMachine(RuleBasedStateMachine):
         self.house.core.credit(seat, events, size)
         self.heard(seat)
 
-    @rule()
-    def turn(self) -> None:
+    @rule(feed=st.sampled_from([0, 2, 4, 8]))
+    def turn(self, feed: int) -> None:
+        """Mostly with somebody there who wants more."""
+        if feed:
+            if not self.seats:
+                self.seats.append(self.house.join("fed", events=0, size=2**30))
+            for seat in self.seats:
+                self.house.core.credit(seat, feed, 2**20)
+                self.heard(seat)
         self.note(self.house.turn())
+        core = self.house.core
+        waiting = core._pending.keys() | core._replays.keys()
+        assert self.house.pending_stored().keys() == waiting, "not stored as it is"
+
+    @precondition(lambda self: self.out)
+    @rule(data=st.data(), times=st.integers(1, 4))
+    def one_event_fails_again_and_again(self, data: st.DataObject, times: int) -> None:
+        sequence = data.draw(st.sampled_from(sorted(self.out)))
+        for _ in range(times):
+            if sequence in self.out:
+                lease, seat = self.out.pop(sequence)
+                self.heard(seat)
+                if lease.entry.lease is not lease:
+                    return
+                self.house.core.nack(
+                    seat, [lease.ack_id], self.house.now_s, park=False, delay_s=0.0, reason="bad"
+                )
+                self.dead.append((lease, seat))
+            self.turn(4)
 
     @precondition(lambda self: self.seats)
     @rule(data=st.data())
@@ -295,6 +320,6 @@ class GroupMachine(RuleBasedStateMachine):
 
 
 GroupMachine.TestCase.settings = hypothesis_settings(
-    max_examples=60, stateful_step_count=40, deadline=None
+    max_examples=25, stateful_step_count=40, deadline=None
 )
 TestGroupMachine = GroupMachine.TestCase
