@@ -594,10 +594,10 @@ class GroupCore:
         """Whoever is silent is told at once, in case it reads what it does not answer."""
         seat.silenced = True
         self.active = None
-        if seat.told_active:
-            self._tell(seat, False)
         for entry in list(seat.leased.values()):
             self._take_back(entry, now_s, f'leader "{seat.name}" fell silent with it', tell=True)
+        if seat.told_active:
+            self._tell(seat, False)
 
     def _tell(self, seat: Seat, active: bool) -> None:
         seat.told_active = active

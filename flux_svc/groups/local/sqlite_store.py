@@ -54,7 +54,7 @@ CREATE TABLE pending (             -- handed out, neither acknowledged nor parke
     name TEXT NOT NULL,
     sequence INTEGER NOT NULL,
     attempts INTEGER NOT NULL,
-    due_ns INTEGER NOT NULL,       -- wall time of the next delivery; 0: at once
+    due_ns INTEGER NOT NULL,       -- wall time of the next delivery, 0: at once
     replayed INTEGER NOT NULL,     -- 1: its frame is in parked
     reason TEXT NOT NULL,
     PRIMARY KEY (name, sequence)
