@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from aither_cli import publish, stalls, status, tail, up
+from aither_cli import consumers, publish, stalls, status, tail, up
 from aither_cli.failures import told_of
 from aither_cli.teller import let_go_of_stdout
 
@@ -59,6 +59,7 @@ app.command(epilog=status.EPILOG)(status.status)
 app.command(epilog=tail.EPILOG)(tail.tail)
 app.command(epilog=publish.EPILOG)(publish.publish)
 app.add_typer(stalls.app, name="stalls")
+app.add_typer(consumers.app, name="consumers")
 
 
 def main() -> NoReturn:
