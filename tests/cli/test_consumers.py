@@ -69,7 +69,7 @@ def test_groups_are_listed_and_shown(flux: ServiceProcess, capsys: Captured) -> 
     assert "0 out, 0 retrying, 2 parked, 0 missed" in out
     assert "30 s to acknowledge" in out
     assert run(["consumers", "show", "seen", "--json", "--flux", flux.address]) == 0
-    assert json.loads(capsys.readouterr().out)["state"]["parked_events"] == 2
+    assert json.loads(capsys.readouterr().out)["state"]["parkedEvents"] == 2
 
 
 def test_parked_events_are_listed_replayed_and_deleted(
