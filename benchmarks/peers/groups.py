@@ -112,6 +112,7 @@ class NatsQueue:
     @asynccontextmanager
     async def filled(self, events: int, body: bytes) -> AsyncIterator[Take]:
         import nats
+        from nats.js.api import AckPolicy, ConsumerConfig
 
         port = free_port()
         program = find_program("nats-server") or ""
@@ -121,6 +122,13 @@ class NatsQueue:
             client = await nats.connect(url)
             stream = client.jetstream()
             await stream.add_stream(name="bench", subjects=["bench.>"])
+            config = ConsumerConfig(
+                durable_name="bench",
+                ack_policy=AckPolicy.EXPLICIT,
+                ack_wait=ACK_WAIT_S,
+                max_ack_pending=10_000,
+            )
+            await stream.add_consumer("bench", config)
             for _ in range(events):
                 await client.publish("bench.event", body)
             await client.flush()
@@ -135,11 +143,9 @@ class NatsQueue:
 
 async def _nats_member(url: str, left: list[int]) -> None:
     import nats
-    from nats.js.api import ConsumerConfig
 
     client = await nats.connect(url)
-    config = ConsumerConfig(ack_wait=ACK_WAIT_S, max_ack_pending=10_000)
-    consumer = await client.jetstream().pull_subscribe("bench.>", durable="bench", config=config)
+    consumer = await client.jetstream().pull_subscribe_bind("bench", "bench")
     while left[0] > 0:
         try:
             messages = await consumer.fetch(FETCH, timeout=1)
