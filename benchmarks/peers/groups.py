@@ -192,7 +192,7 @@ async def _redis_member(port: int, number: int, left: list[int]) -> None:
 
     client = Redis(host="127.0.0.1", port=port)
     while left[0] > 0:
-        answer = await client.xreadgroup(
+        answer: Any = await client.xreadgroup(
             "group", f"m{number}", {"bench": ">"}, count=FETCH, block=500
         )
         for _, entries in answer or ():

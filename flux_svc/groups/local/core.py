@@ -87,7 +87,7 @@ class GroupCore:
         self._header_dirty = False
         self._fsync = False
         for row in stored.pending:
-            entry = Entry(row.sequence, row.attempts, replayed=row.replayed)
+            entry = Entry(row.sequence, row.attempts, replayed=row.replayed, crashed=not row.due_ns)
             self._file(entry)
             # A clock that was set back must not make a wait longer than any can be.
             wait_s = min((row.due_ns - now_ns) / _NS, BACKOFF_S[1]) if row.due_ns else 0.0
@@ -157,6 +157,7 @@ class GroupCore:
         seat.gone = True
         self.seats.remove(seat)
         for entry in list(seat.leased.values()):
+            entry.crashed = True
             self._take_back(entry, now_s, f'member "{seat.name}" went away with it', tell=False)
         if self.active is seat:
             self.active = None
@@ -213,6 +214,7 @@ class GroupCore:
                 refused.append(ack_id)
                 continue
             self._unlease(entry)
+            entry.crashed = False
             if park:
                 self._park(entry, told)
             else:
@@ -304,7 +306,8 @@ class GroupCore:
 
     def assign(self) -> list[Lease]:
         """Chooses what goes to whom; to be stored, then confirmed or reverted. The hungry member
-        with the fewest events out is next, so that equal members get equal shares."""
+        with the fewest events out is next, so that equal members get equal shares. A suspect waits
+        for a member with nothing else, and everything behind it waits, too, so that one comes."""
         takers = [(len(seat.leased), self._next_turn(), seat) for seat in self._takers()]
         heapq.heapify(takers)
         barrier = self._retries.first_not_at_hand() if self.rules.exclusive else None
@@ -312,6 +315,10 @@ class GroupCore:
         while takers and self._leased < self.rules.max_outstanding:
             entry = self._next(barrier)
             if entry is None:
+                break
+            if self._is_suspect(entry) and takers[0][2].leased:
+                assert entry.frame is not None
+                self._retries.supply(entry, entry.frame)
                 break
             _, _, seat = heapq.heappop(takers)
             leases.append(self._lease(entry, seat))
@@ -484,9 +491,17 @@ class GroupCore:
             return entry
         return None
 
+    def _is_suspect(self, entry: Entry) -> bool:
+        """Whether its next delivery is its last, after a crash. Whatever was out beside a poison
+        event crashed with it each time; delivered alone it shows which of them it is, and only
+        that one is parked."""
+        return entry.crashed and 1 < self.rules.max_deliveries == entry.attempts + 1
+
     def _lease(self, entry: Entry, seat: Seat) -> Lease:
         assert entry.frame is not None
         self._leases += 1
+        if self._is_suspect(entry):
+            seat.alone_with = entry
         entry.attempts += 1
         ack_id = f"{entry.sequence}.{entry.attempts}.{self._nonce}{self._leases:x}"
         lease = Lease(ack_id, seat, entry, entry.frame, entry.attempts)
@@ -499,7 +514,10 @@ class GroupCore:
 
     def _unlease(self, entry: Entry) -> None:
         assert entry.lease is not None
-        del entry.lease.seat.leased[entry.sequence]
+        seat = entry.lease.seat
+        del seat.leased[entry.sequence]
+        if seat.alone_with is entry:
+            seat.alone_with = None
         entry.lease = None
         entry.deadline_s = float("inf")
         self._leased -= 1

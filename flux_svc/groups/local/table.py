@@ -38,6 +38,8 @@ class Entry:
     """Why its last delivery failed."""
     replayed: bool = False
     """It came from the parked list, which holds its frame; it lies outside the checkpoint."""
+    crashed: bool = False
+    """Its last delivery ended with the member, or with Flux."""
     frame: bytes | None = None
     lease: Lease | None = None
     deadline_s: float = float("inf")
@@ -62,12 +64,15 @@ class Seat:
     """Lost its lease by silence; may lead again only after it was heard."""
     told_active: bool | None = None
     """What its last Leadership said."""
+    alone_with: Entry | None = None
+    """A suspect, beside which it gets nothing."""
     gone: bool = False
 
     @property
     def hungry(self) -> bool:
         return (
-            self.credit_events > 0
+            self.alone_with is None
+            and self.credit_events > 0
             and self.credit_bytes > 0
             and self.unreceived_events < UNRECEIVED_EVENTS
             and self.unreceived_bytes < UNRECEIVED_BYTES

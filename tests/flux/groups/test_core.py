@@ -112,6 +112,41 @@ def test_a_poison_event_that_kills_its_member_is_parked_after_enough_deliveries(
     assert house.core.checkpoint == 1, "a parked event holds nothing up"
 
 
+def test_what_crashed_beside_a_poison_event_is_not_parked_with_it() -> None:
+    house = CoreHouse(settings(max_deliveries=3))
+    house.append(10)
+    handled: set[int] = set()
+    for life in range(30):
+        seat = house.join(f"m{life}", events=100)
+        for lease in (one for _ in range(4) for one in house.turn()):
+            if lease.entry.sequence == 4:
+                break  # and the process is gone, with all it had taken
+            if lease.attempt == 3:
+                ack_all(house, [lease])
+                handled.add(lease.entry.sequence)
+        house.core.leave(seat, house.now_s)
+    house.join("last", events=100)
+    for _ in range(20):
+        leases = house.turn()
+        ack_all(house, leases)
+        handled.update(sequences(leases))
+    assert house.parked_stored() == {4}
+    assert handled == set(range(1, 11)) - {4}
+
+
+def test_nothing_is_given_to_a_member_beside_a_suspect() -> None:
+    house = CoreHouse(settings(max_deliveries=2))
+    house.append(2)
+    first = house.join("first", events=9)
+    house.turn()
+    house.core.leave(first, house.now_s)
+    house.join("second", events=9)
+    (alone,) = house.turn()
+    assert house.turn() == []
+    ack_all(house, [alone])
+    assert len(house.turn()) == 1
+
+
 def test_crashes_of_flux_count_as_attempts() -> None:
     house = CoreHouse(settings(max_deliveries=2))
     house.append(1)
