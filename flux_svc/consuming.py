@@ -7,8 +7,8 @@ through the handler, so that only the member's own reading sets its pace.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 
 from aither.flux.v1 import flux_service_pb2 as pb
@@ -65,15 +65,16 @@ class Consuming:
             )
         self._streams += 1
         try:
-            messages = aiter(requests)
-            opening = await _opening(messages)
+            said = aiter(requests)
+            opening = await _opening(said)
             name = opening.member or context.peer()
             member = await self._groups.join(opening.consumer, name)
             try:
-                stream = _Stream(member, messages, self._heartbeat_s)
+                stream = _Stream(member, said, self._heartbeat_s)
                 member.credit(opening.credit.events, opening.credit.bytes)
-                async for message in stream.run():
-                    yield message
+                async with aclosing(stream.run()) as messages:
+                    async for message in messages:
+                        yield message
             finally:
                 await member.leave()
         finally:
@@ -89,7 +90,7 @@ class _Stream:
         self._heartbeat_s = heartbeat_s
         self._refusals: asyncio.Queue[pb.ActionRefused] = asyncio.Queue(REFUSALS)
 
-    async def run(self) -> AsyncIterator[bytes]:
+    async def run(self) -> AsyncGenerator[bytes, None]:
         opened = self._member.opened
         yield _encoded(
             opened=pb.ConsumeOpened(
