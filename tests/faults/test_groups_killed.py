@@ -63,8 +63,8 @@ async def consume(
         try:
             async with grpc.aio.insecure_channel(flux.address) as channel:
                 await _session(channel, name, chance, history)
-        except grpc.aio.AioRpcError:
-            await asyncio.sleep(0.05)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await asyncio.sleep(0.05)  # the latter: a write after the end
 
 
 async def _session(
@@ -191,6 +191,7 @@ async def _under_kills(tmp_path: Path, kills: int, seed: int) -> None:
             async with asyncio.timeout(LIMIT_S):
                 while len(history.acknowledged) <= before:
                     await asyncio.sleep(0.01)
+                    assert not any(task.done() for task in (*tasks, load)), "one gave up"
         loading.set()
         async with asyncio.timeout(LIMIT_S):
             await load
