@@ -10,7 +10,6 @@ from aither.flux.v1 import flux_service_pb2 as pb
 from aither_sdk.errors import (
     FailedPrecondition,
     OutOfRange,
-    Unimplemented,
 )
 from aither_sdk.event_rules import MAX_BATCH_EVENTS
 from aither_sdk.subjects import FilterSet
