@@ -21,6 +21,7 @@ from aither_sdk.server import open_server
 from flux_svc import consuming as consuming_module
 from flux_svc.consumer_servicer import ConsumerServicer
 from flux_svc.consuming import Consuming
+from flux_svc.fanout.audience import Audience
 from flux_svc.fanout.hub import Hub
 from flux_svc.groups.local.groups import LocalGroups
 from flux_svc.groups.local.store import MemoryStore
@@ -62,7 +63,7 @@ async def bus() -> AsyncIterator[Bus]:
     log = MemoryLog()
     hub = Hub(0, max_events=100, max_bytes=2**20)
     groups = await LocalGroups.open(log, MemoryStore())
-    servicer = FluxServicer(log, hub, Publishing(log, EventRules(8)), max_subscriptions=10)
+    servicer = FluxServicer(log, hub, Publishing(log, EventRules(8)), Audience(10))
     consuming = Consuming(groups, max_streams=3, heartbeat_s=0.2)
     register = [add_flux(servicer, consuming), add_consumer_service(ConsumerServicer(groups, log))]
     async with open_server(
