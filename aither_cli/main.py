@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from aither_cli import flux, publish, stalls, status, tail, up
+from aither_cli import consumers, flux, publish, stalls, status, tail, up
 from aither_cli.failures import told_of
 from aither_cli.teller import let_go_of_stdout
 
@@ -60,6 +60,7 @@ app.command(epilog=tail.EPILOG)(tail.tail)
 app.command(epilog=publish.EPILOG)(publish.publish)
 app.add_typer(stalls.app, name="stalls")
 app.add_typer(flux.app, name="flux")
+app.add_typer(consumers.app, name="consumers")
 
 
 def main() -> NoReturn:

@@ -9,8 +9,12 @@ from google.protobuf.message import Message
 from aither_sdk.events import new_event
 from aither_sdk.lifecycle import Life, run
 from aither_sdk.vocabulary import register_types
+from flux_svc.consumer_servicer import ConsumerServicer
+from flux_svc.consuming import Consuming
 from flux_svc.fanout.audience import Audience
 from flux_svc.fanout.hub import Hub
+from flux_svc.group_metrics import observe_groups
+from flux_svc.groups import open_groups
 from flux_svc.logs import open_log
 from flux_svc.loop_guard import LoopGuard
 from flux_svc.metrics import observe, observe_retention
@@ -47,6 +51,9 @@ async def serve(life: Life) -> None:
         retention = Retention(log, settings.retention)
         observe_retention(retention)
         servicer = FluxServicer(log, hub, publishing, audience, retention.statistics)
+        groups = await stack.enter_async_context(open_groups(settings, life.settings.data_dir, log))
+        observe_groups(groups)
+        consuming = Consuming(groups, max_streams=settings.max_subscriptions)
 
         async def announce(subject: str, payload: Message) -> None:
             await log.append([new_event(subject, payload, source=life.name)])
@@ -55,13 +62,17 @@ async def serve(life: Life) -> None:
             life.serve(
                 settings.bind,
                 settings.port or 0,
-                register=[add_flux(servicer), add_consumer_service],
+                register=[
+                    add_flux(servicer, consuming),
+                    add_consumer_service(ConsumerServicer(groups, log)),
+                ],
                 services=SERVICES,
             )
         )
         # Leaving goes upward: streams are told, the server drains, then the log closes.
         stack.callback(hub.close)
         stack.callback(publishing.close)
+        stack.callback(groups.drain)
         await stack.enter_async_context(retention.running())
         await stack.enter_async_context(life.announcing(announce))
         life.serving(server.address)

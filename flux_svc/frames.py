@@ -68,8 +68,8 @@ def checksum(frame: bytes | memoryview, sequence: int) -> int:
 
 
 def is_intact(frame: bytes | memoryview, sequence: int, crc: int) -> bool:
-    """Whether this is what was stored at this sequence. Also true for a checksum of the frame alone,
-    as older files have them, where the frame itself names the sequence."""
+    """Whether this is what was stored at this sequence. Also true for a checksum of the frame alone
+    (older files have them) where the frame itself names the sequence."""
     if checksum(frame, sequence) == crc:
         return True
     try:

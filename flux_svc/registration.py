@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import grpc
 
 from aither.flux.v1 import consumer_service_pb2, consumer_service_pb2_grpc
 from aither.flux.v1 import flux_service_pb2 as pb
-from aither_sdk.errors import Unimplemented
+from flux_svc.consumer_servicer import ConsumerServicer
+from flux_svc.consuming import Consuming
 from flux_svc.servicer import FluxServicer
 
 FLUX_SERVICE = pb.DESCRIPTOR.services_by_name["FluxService"].full_name
@@ -17,7 +18,7 @@ CONSUMER_SERVICE = consumer_service_pb2.DESCRIPTOR.services_by_name["ConsumerSer
 SERVICES = (FLUX_SERVICE, CONSUMER_SERVICE)
 
 
-def add_flux(servicer: FluxServicer) -> Callable[[grpc.aio.Server], None]:
+def add_flux(servicer: FluxServicer, consuming: Consuming) -> Callable[[grpc.aio.Server], None]:
     """Registers FluxService. The generated registration cannot: it encodes every response, and here
     responses with events are joined from frames that were encoded when they were stored."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -37,9 +38,9 @@ def add_flux(servicer: FluxServicer) -> Callable[[grpc.aio.Server], None]:
             response_serializer=None,
         ),
         "Consume": grpc.stream_stream_rpc_method_handler(
-            servicer.Consume,
+            consuming.Consume,
             request_deserializer=pb.ConsumeRequest.FromString,
-            response_serializer=pb.ConsumeResponse.SerializeToString,
+            response_serializer=None,
         ),
         "Read": grpc.unary_unary_rpc_method_handler(
             servicer.Read,
@@ -66,25 +67,11 @@ def add_flux(servicer: FluxServicer) -> Callable[[grpc.aio.Server], None]:
     return register
 
 
-def add_consumer_service(server: grpc.aio.Server) -> None:
-    consumer_service_pb2_grpc.add_ConsumerServiceServicer_to_server(
-        cast(consumer_service_pb2_grpc.ConsumerServiceServicer, _NoGroups()), server
-    )
+def add_consumer_service(servicer: ConsumerServicer) -> Callable[[grpc.aio.Server], None]:
+    """Registers ConsumerService."""
+    typed = cast(consumer_service_pb2_grpc.ConsumerServiceServicer, servicer)
 
+    def register(server: grpc.aio.Server) -> None:
+        consumer_service_pb2_grpc.add_ConsumerServiceServicer_to_server(typed, server)
 
-class _NoGroups:
-    """Answers every RPC of ConsumerService that it does not exist yet, with a reason."""
-
-    def __getattr__(self, name: str) -> Any:
-        if (
-            name
-            not in consumer_service_pb2.DESCRIPTOR.services_by_name[
-                "ConsumerService"
-            ].methods_by_name
-        ):
-            raise AttributeError(name)
-
-        async def refuse(request: Any, context: Any) -> NoReturn:
-            raise Unimplemented(f"consumer groups are not in this version: {name}")
-
-        return refuse
+    return register

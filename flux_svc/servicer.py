@@ -10,7 +10,6 @@ from aither.flux.v1 import flux_service_pb2 as pb
 from aither_sdk.errors import (
     FailedPrecondition,
     OutOfRange,
-    Unimplemented,
 )
 from aither_sdk.event_rules import MAX_BATCH_EVENTS
 from aither_sdk.subjects import FilterSet
@@ -69,14 +68,6 @@ class FluxServicer:
             async with aclosing(subscription.messages()) as messages:
                 async for message in messages:
                     yield message
-
-    async def Consume(
-        self, requests: AsyncIterator[pb.ConsumeRequest], context: Context
-    ) -> AsyncIterator[pb.ConsumeResponse]:
-        raise Unimplemented(
-            "consumer groups are not in this version; Subscribe and keep your own position"
-        )
-        yield pb.ConsumeResponse()  # a stream's handler is a generator
 
     async def Read(self, request: pb.ReadRequest, context: Context) -> bytes:
         validation.check_read(request)

@@ -14,8 +14,8 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from aither.flux.v1 import consumer_service_pb2, consumer_service_pb2_grpc, flux_service_pb2_grpc
 from aither.flux.v1 import flux_service_pb2 as pb
+from aither.flux.v1 import flux_service_pb2_grpc
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.channels import open_channel
 from aither_sdk.errors import AitherError
@@ -209,18 +209,6 @@ async def test_the_expected_last_sequence_guards_a_publish(stub: Any) -> None:
     assert error.reason == "WRONG_LAST_SEQUENCE"
     right = pb.PublishRequest(events=[event()], expected_last_sequence=last)
     assert (await stub.Publish(right)).results[0].sequence == last + 1
-
-
-async def test_what_does_not_exist_yet_says_so(flux: ServiceProcess, stub: Any) -> None:
-    # Nothing is sent: a write that races with the refusal fails in the client, not in Flux.
-    error = await refusal(stub.Consume().read())
-    assert error.code is grpc.StatusCode.UNIMPLEMENTED
-    assert error.reason == "UNIMPLEMENTED"
-    async with open_channel(flux.address) as channel:
-        groups: Any = consumer_service_pb2_grpc.ConsumerServiceStub(channel)
-        error = await refusal(groups.ListConsumers(consumer_service_pb2.ListConsumersRequest()))
-        assert error.code is grpc.StatusCode.UNIMPLEMENTED
-        assert "consumer groups" in error.message
 
 
 async def test_a_policy_that_does_not_exist_is_refused(stub: Any) -> None:

@@ -15,8 +15,11 @@ from aither_sdk.clock import Clock
 from aither_sdk.errors import AitherError
 from aither_sdk.interceptors import ErrorInterceptor, TelemetryInterceptor
 from aither_sdk.rpc_status import from_rpc_error
+from flux_svc.consuming import Consuming
 from flux_svc.fanout.audience import Audience
 from flux_svc.fanout.hub import Hub
+from flux_svc.groups.local.groups import LocalGroups
+from flux_svc.groups.local.store import MemoryStore
 from flux_svc.intake import Intake
 from flux_svc.logs.base import EventLog
 from flux_svc.loop_guard import LoopGuard
@@ -70,7 +73,8 @@ async def serving(
             interceptors=interceptors,
             options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)],
         )
-        add_flux(servicer)(server)
+        groups = await LocalGroups.open(log, MemoryStore())
+        add_flux(servicer, Consuming(groups, max_streams=1000))(server)
         address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         try:
@@ -80,7 +84,9 @@ async def serving(
         finally:
             hub.close()
             publishing.close()
+            groups.drain()
             await server.stop(0.2)
+            await groups.close()
 
 
 async def error_of(call: Any) -> AitherError:

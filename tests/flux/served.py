@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,11 @@ import grpc
 from aither.flux.v1 import flux_service_pb2_grpc
 from aither_sdk.health import HealthBoard
 from aither_sdk.server import open_server
+from flux_svc.consuming import Consuming
 from flux_svc.fanout.audience import Audience
 from flux_svc.fanout.hub import Hub
+from flux_svc.groups.local.groups import LocalGroups
+from flux_svc.groups.local.store import MemoryStore
 from flux_svc.logs.base import EventLog
 from flux_svc.publishing import Publishing
 from flux_svc.registration import SERVICES, add_flux
@@ -41,13 +44,15 @@ async def served(
     publishing = Publishing(log, EventRules(8))
     servicer = FluxServicer(log, hub, publishing, Audience(max_subscriptions))
     board = HealthBoard(SERVICES)
+    groups = await LocalGroups.open(log, MemoryStore())
+    register = [add_flux(servicer, Consuming(groups, max_streams=10))]
     async with (
-        open_server(
-            "127.0.0.1", 0, register=[add_flux(servicer)], services=SERVICES, board=board
-        ) as server,
+        AsyncExitStack() as stack,
+        open_server("127.0.0.1", 0, register=register, services=SERVICES, board=board) as server,
         asyncio.timeout(50),
         # Not by the SDK's channel: it refuses to dial its own process.
         grpc.aio.insecure_channel(server.address) as channel,
     ):
+        stack.push_async_callback(groups.close)
         yield Served(log, hub, flux_service_pb2_grpc.FluxServiceStub(channel))
         hub.close()

@@ -1,0 +1,323 @@
+"""`aither consumers`: the consumer groups of Flux, looked at and mended."""
+
+from __future__ import annotations
+
+import asyncio
+import json as jsons
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from aither_cli.failures import USAGE, Failure
+from aither_cli.options import Config, FluxAddress, PortBase, flux_address
+
+if TYPE_CHECKING:
+    from google.protobuf.duration_pb2 import Duration
+
+    from aither.flux.v1 import consumer_service_pb2 as pb
+
+EPILOG = """\b
+Examples:
+  aither consumers list                         every group, with lag and what is parked
+  aither consumers show indexer                 settings, position and members
+  aither consumers parked indexer               what was put aside, and why
+  aither consumers replay indexer 17 23         deliver these again; without numbers: all
+  aither consumers delete-parked indexer --all  forget all that was put aside
+  aither consumers seek indexer --after 1000    go on behind sequence 1000
+\b
+Exit: 0 done, 1 failed, 2 asked wrongly.
+"""
+PAGE = 500
+
+Answer = TypeVar("Answer")
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The group.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON, one object a line.")]
+Sequences = Annotated[
+    list[int] | None, typer.Argument(metavar="[SEQ]...", help="Sequences of parked events.")
+]
+
+app = typer.Typer(
+    help="Look at consumer groups and mend them.", epilog=EPILOG, rich_markup_mode=None
+)
+
+
+@app.command("list")
+def list_groups(
+    json: Json = False,
+    flux: FluxAddress = None,
+    config: Config = None,
+    port_base: PortBase = None,
+) -> None:
+    """List the groups: how far behind each is, and what waits."""
+    from aither.flux.v1 import consumer_service_pb2 as pb
+    from aither_cli.teller import columns
+
+    async def ask(stub: Any) -> list[pb.GetConsumerResponse]:
+        return [
+            await stub.GetConsumer(pb.GetConsumerRequest(name=consumer.name))
+            async for consumer in _all_groups(stub)
+        ]
+
+    groups = _call(flux_address(flux, config, port_base), ask)
+    if json:
+        for group in groups:
+            typer.echo(_json(group))
+        return
+    if not groups:
+        typer.echo("no consumer groups")
+        return
+    head = ["group", "checkpoint", "lag", "out", "retrying", "parked", "members"]
+    typer.echo("\n".join(columns([head, *map(_row, groups)])))
+
+
+@app.command()
+def show(
+    name: Name,
+    json: Json = False,
+    flux: FluxAddress = None,
+    config: Config = None,
+    port_base: PortBase = None,
+) -> None:
+    """Show one group: its settings, how it stands, and its members."""
+    from aither.flux.v1 import consumer_service_pb2 as pb
+
+    group: pb.GetConsumerResponse = _call(
+        flux_address(flux, config, port_base),
+        lambda stub: stub.GetConsumer(pb.GetConsumerRequest(name=name)),
+    )
+    typer.echo(_json(group) if json else "\n".join(_shown(group)))
+
+
+@app.command()
+def parked(
+    name: Name,
+    json: Json = False,
+    flux: FluxAddress = None,
+    config: Config = None,
+    port_base: PortBase = None,
+) -> None:
+    """List the events that were put aside, oldest first, with the reason."""
+    found = _call(flux_address(flux, config, port_base), lambda stub: _all_parked(stub, name))
+    for one in found:
+        typer.echo(_json(one) if json else _parked_line(one))
+    if not found and not json:
+        typer.echo(f"nothing is parked in {name}")
+
+
+@app.command()
+def replay(
+    name: Name,
+    sequences: Sequences = None,
+    flux: FluxAddress = None,
+    config: Config = None,
+    port_base: PortBase = None,
+) -> None:
+    """Hand parked events to the group again; without SEQ all of them."""
+    from aither.flux.v1 import consumer_service_pb2 as pb
+
+    asked = pb.ReplayParkedRequest(name=name, sequences=_checked(sequences))
+    answer = _call(flux_address(flux, config, port_base), lambda stub: stub.ReplayParked(asked))
+    _tell_count(answer.replayed_events, "replayed", sequences)
+
+
+@app.command("delete-parked")
+def delete_parked(
+    name: Name,
+    sequences: Sequences = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    flux: FluxAddress = None,
+    config: Config = None,
+    port_base: PortBase = None,
+) -> None:
+    """Forget parked events; the log keeps what it holds of them."""
+    from aither.flux.v1 import consumer_service_pb2 as pb
+
+    if bool(sequences) == everything:
+        raise Failure("say which: sequences, or --all", exit_code=USAGE)
+    asked = pb.DeleteParkedRequest(name=name, sequences=_checked(sequences))
+    answer = _call(flux_address(flux, config, port_base), lambda stub: stub.DeleteParked(asked))
+    _tell_count(answer.deleted_events, "deleted", sequences)
+
+
+@app.command()
+def seek(
+    name: Name,
+    after: Annotated[
+        int | None, typer.Option("--after", min=0, metavar="N", help="Go on behind sequence N.")
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--at", metavar="TIME", help="From the first event of 2031-01-31T12:00:00Z or later."
+        ),
+    ] = None,
+    flux: FluxAddress = None,
+    config: Config = None,
+    port_base: PortBase = None,
+) -> None:
+    """Move a group; what it has out is taken back and delivered again where it lies ahead."""
+    from aither.flux.v1 import consumer_service_pb2 as pb
+
+    if (after is None) == (at is None):
+        raise Failure("say where to: --after N or --at TIME", exit_code=USAGE)
+    asked = pb.SeekConsumerRequest(name=name)
+    if after is not None:
+        asked.after_sequence = _checked([after])[0]
+    if at is not None:
+        asked.at_time.FromDatetime(_time(at))
+    answer = _call(flux_address(flux, config, port_base), lambda stub: stub.SeekConsumer(asked))
+    typer.echo(f"{name} goes on behind {answer.checkpoint_sequence}")
+
+
+@app.command()
+def delete(
+    name: Name,
+    flux: FluxAddress = None,
+    config: Config = None,
+    port_base: PortBase = None,
+) -> None:
+    """Delete a group with its position and its parked events; its members' streams end."""
+    from aither.flux.v1 import consumer_service_pb2 as pb
+
+    asked = pb.DeleteConsumerRequest(name=name)
+    _call(flux_address(flux, config, port_base), lambda stub: stub.DeleteConsumer(asked))
+    typer.echo(f"deleted {name}")
+
+
+def _call(address: str, work: Callable[[Any], Awaitable[Answer]]) -> Answer:
+    """The answer of ConsumerService at `address` to `work`, which gets a stub with deadlines."""
+    from aither.flux.v1 import consumer_service_pb2_grpc
+    from aither_cli.dialing import CALL_TIMEOUT_S, ask, quiet_logs
+
+    class Stub:
+        def __init__(self, stub: Any) -> None:
+            self._stub = stub
+
+        def __getattr__(self, name: str) -> Any:
+            call = getattr(self._stub, name)
+            return lambda request: call(request, timeout=CALL_TIMEOUT_S)
+
+    quiet_logs()
+
+    async def asked(channel: Any) -> Answer:
+        return await work(Stub(consumer_service_pb2_grpc.ConsumerServiceStub(channel)))
+
+    return asyncio.run(ask(address, asked))
+
+
+async def _all_groups(stub: Any) -> AsyncIterator[pb.Consumer]:
+    from aither.flux.v1 import consumer_service_pb2 as pb
+
+    token = ""
+    while True:
+        asked = pb.ListConsumersRequest(page_size=PAGE, page_token=token)
+        page = await stub.ListConsumers(asked)
+        for consumer in page.consumers:
+            yield consumer
+        token = page.next_page_token
+        if not token:
+            return
+
+
+async def _all_parked(stub: Any, name: str) -> list[pb.ParkedEvent]:
+    from aither.flux.v1 import consumer_service_pb2 as pb
+
+    found: list[pb.ParkedEvent] = []
+    token = ""
+    while True:
+        asked = pb.ListParkedRequest(name=name, page_size=PAGE, page_token=token)
+        page = await stub.ListParked(asked)
+        found += page.events
+        token = page.next_page_token
+        if not token:
+            return found
+
+
+def _checked(sequences: list[int] | None) -> list[int]:
+    for sequence in sequences or []:
+        if not 0 <= sequence < 2**63:
+            raise Failure(f"{sequence} is no sequence of a log", exit_code=USAGE)
+    return sequences or []
+
+
+def _time(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        told = f'--at "{text}" is no time; write it as 2031-01-31T12:00:00Z'
+        raise Failure(told, exit_code=USAGE) from None
+    return (moment if moment.tzinfo else moment.astimezone()).astimezone(UTC)
+
+
+def _tell_count(count: int, done: str, sequences: list[int] | None) -> None:
+    if sequences and count < len(set(sequences)):
+        missing = len(set(sequences)) - count
+        typer.echo(f"{done} {count}; {missing} of those you named are not parked")
+    else:
+        typer.echo(f"{done} {count}")
+
+
+def _row(group: pb.GetConsumerResponse) -> list[str]:
+    state = group.state
+    return [
+        group.consumer.name,
+        str(state.checkpoint_sequence),
+        str(state.lag_events),
+        str(state.outstanding_events),
+        str(state.retrying_events),
+        str(state.parked_events),
+        str(len(state.members)),
+    ]
+
+
+def _shown(group: pb.GetConsumerResponse) -> list[str]:
+    from aither_cli.teller import columns
+
+    consumer, state = group.consumer, group.state
+    waits = ", ".join(map(_span, consumer.backoff_durations))
+    rows = [
+        ["group", consumer.name + (" (exclusive)" if consumer.exclusive else "")],
+        ["takes", ", ".join(consumer.filters) or "everything"],
+        ["checkpoint", f"{state.checkpoint_sequence}, {state.lag_events} behind the end"],
+        [
+            "events",
+            f"{state.outstanding_events} out, {state.retrying_events} retrying, "
+            f"{state.parked_events} parked, {state.missed_events} missed",
+        ],
+        [
+            "so far",
+            f"{state.delivered_events} deliveries, {state.acknowledged_events} acknowledged",
+        ],
+        [
+            "rules",
+            f"{_span(consumer.ack_deadline_duration)} to acknowledge, "
+            f"{consumer.max_deliveries} deliveries, waits {waits}, "
+            f"{consumer.max_outstanding_events} out at most",
+        ],
+    ]
+    if consumer.exclusive:
+        lease = _span(consumer.lease_duration)
+        rows.append(["leader", f"epoch {state.leader_epoch}, lease {lease}"])
+    for member in state.members:
+        role = "active" if member.active else "standing by"
+        rows.append(["member", f"{member.name}: {member.outstanding_events} out, {role}"])
+    return columns(rows)
+
+
+def _span(duration: Duration) -> str:
+    return f"{duration.seconds + duration.nanos / 1e9:g} s"
+
+
+def _parked_line(one: pb.ParkedEvent) -> str:
+    from aither_cli.rendering import event_line
+
+    deliveries = "delivery" if one.attempts == 1 else "deliveries"
+    return f"{event_line(one.event)}\n    {one.attempts} {deliveries}: {one.reason}"
+
+
+def _json(message: Any) -> str:
+    from aither_cli.payloads import as_json
+
+    return jsons.dumps(as_json(message))

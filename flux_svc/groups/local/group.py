@@ -1,0 +1,479 @@
+"""One local group at work: a single task that reads for its core, stores, and delivers.
+
+Everything that waits happens in `_turn`, so that the core and its stored state are changed in one
+order. While one change is being stored, acknowledgements gather for the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from aither.flux.v1 import flux_service_pb2 as pb
+from aither.flux.v1.consumer_service_pb2 import Consumer, ConsumerMember, ConsumerState
+from aither_sdk.clock import Clock
+from aither_sdk.errors import (
+    AitherError,
+    DataLoss,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from aither_sdk.subjects import FilterSet
+from flux_svc.groups.base import Delivery, Opened, Parked
+from flux_svc.groups.local.core import GroupCore
+from flux_svc.groups.local.member import LocalMember
+from flux_svc.groups.local.store import Change, GroupStore, PendingRow, Stored
+from flux_svc.groups.local.table import Lease, Seat
+from flux_svc.groups.settings import rules_of
+from flux_svc.logs.base import EventLog
+
+MAX_MEMBERS = 1000
+STORE_RETRY_S = 1.0
+"""After a failure of the disk or the log. Nothing is delivered meanwhile, so that what is
+acknowledged and not stored is bounded by what was out."""
+LAZY_STORE_S = 1.0
+"""A position that moved over events that nobody wanted is stored as often as this."""
+LIST_BYTES = 4 * 2**20
+_FETCH_EVENTS = 16
+_FETCH_BYTES = 2**20
+_LEAST_REST_S = 0.002
+"""Timers that lie this close together share a turn."""
+_NS = 1e9
+
+T = TypeVar("T")
+logger = structlog.get_logger()
+
+
+class LocalGroup:
+    """Owned by `LocalGroups`; `run` is its task."""
+
+    def __init__(
+        self, name: str, stored: Stored, log: EventLog, store: GroupStore, clock: Clock
+    ) -> None:
+        self.name = name
+        self.clock = clock
+        self.settings = Consumer.FromString(stored.header.settings)
+        self.core = GroupCore(
+            stored,
+            rules_of(self.settings),
+            nonce=uuid.uuid4().hex[:8],
+            now_s=clock.monotonic(),
+            now_ns=clock.time_ns(),
+        )
+        self._filters = FilterSet(self.settings.filters)
+        self._log = log
+        self._store = store
+        self._members: dict[Seat, LocalMember] = {}
+        self._commands: deque[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]]] = deque()
+        """Bounded by the calls of ConsumerService that the server takes at once."""
+        self._wake = asyncio.Event()
+        self._end: int = log.info().last_sequence
+        """Of the log."""
+        self._blocked_until_s = float("-inf")
+        self._stored_s = clock.monotonic()
+        self._failing = False
+        self._full = False
+        self._deleted = False
+        self._closing = False
+
+    # For everybody
+
+    def wake(self) -> None:
+        """Something changed that may give it work."""
+        self._wake.set()
+
+    def committed(self, last_sequence: int) -> None:
+        """The log has grown."""
+        self._end = last_sequence
+        if self._members:
+            self._wake.set()
+
+    def join(self, member: str) -> LocalMember:
+        """Raises FailedPrecondition EPOCH_MISMATCH, ResourceExhausted TOO_MANY_MEMBERS."""
+        self._check_here()
+        if self.core.epoch != self._log.epoch:
+            raise FailedPrecondition(
+                f'group "{self.name}" stands at {self.core.checkpoint} of a log that is gone: its '
+                f'epoch is "{self.core.epoch}", this one has "{self._log.epoch}". It was wiped or '
+                "replaced. SeekConsumer to say where it goes on in this one, or delete it",
+                reason="EPOCH_MISMATCH",
+                metadata={"epoch": self._log.epoch, "consumer_epoch": self.core.epoch},
+            )
+        if len(self._members) >= MAX_MEMBERS:
+            raise ResourceExhausted(
+                f'{MAX_MEMBERS} members are in group "{self.name}" already; close some',
+                reason="TOO_MANY_MEMBERS",
+                retry_after_s=5.0,
+            )
+        seat = Seat(member, self.clock.time_ns(), self.clock.monotonic())
+        self.core.join(seat)
+        epoch = self.core.leader_epoch if self.core.rules.exclusive else 0
+        joined = LocalMember(self, seat, Opened(self.core.epoch, self.core.checkpoint, epoch))
+        self._members[seat] = joined
+        self._wake.set()
+        return joined
+
+    def leave(self, seat: Seat) -> None:
+        if self._members.pop(seat, None) is not None:
+            self.core.leave(seat, self.clock.monotonic())
+            self._wake.set()
+
+    def state(self, *, members: bool = True) -> ConsumerState:
+        core = self.core
+        here = core.epoch == self._log.epoch
+        return ConsumerState(
+            checkpoint_sequence=core.checkpoint,
+            lag_events=max(0, self._end - core.checkpoint) if here else 0,
+            outstanding_events=core.outstanding,
+            parked_events=core.parked_events,
+            retrying_events=core.retrying,
+            leader_epoch=core.leader_epoch,
+            delivered_events=core.delivered,
+            acknowledged_events=core.acknowledged,
+            missed_events=core.missed,
+            members=[self._shown(seat) for seat in core.seats] if members else [],
+        )
+
+    def drain(self) -> None:
+        if self.core.draining:
+            return
+        self.core.draining = True
+        for member in self._members.values():
+            member.tell(
+                pb.Closing(
+                    reason=pb.CLOSING_REASON_DRAINING,
+                    resume_sequence=self.core.checkpoint,
+                    epoch=self.core.epoch,
+                )
+            )
+
+    # Commands: done between two turns
+
+    async def update(self, settings: Consumer) -> None:
+        async def work() -> None:
+            encoded = settings.SerializeToString(deterministic=True)
+            header = replace(self.core.header(), settings=encoded)
+            await self._store.write(Change(self.name, header=header, durable=True))
+            others = list(settings.filters) != list(self.settings.filters)
+            self.core.change(encoded, rules_of(settings), filters_changed=others)
+            self.settings = settings
+            self._filters = FilterSet(settings.filters)
+
+        await self._do(work)
+
+    async def seek(self, position: int) -> int:
+        async def work() -> int:
+            header = replace(self.core.header(), position=position, epoch=self._log.epoch)
+            await self._store.write(
+                Change(self.name, header=header, clear_pending=True, durable=True)
+            )
+            self.core.seek(position, self._log.epoch)
+            return self.core.checkpoint
+
+        return await self._do(work)
+
+    async def delete(self) -> None:
+        async def work() -> None:
+            await self._store.write(Change(self.name, delete=True, durable=True))
+            self._deleted = True
+            gone = NotFound(
+                f'group "{self.name}" was deleted; create it again before joining',
+                reason="CONSUMER_DELETED",
+            )
+            for seat, member in list(self._members.items()):
+                member.fail(gone)
+                self.leave(seat)
+
+        await self._do(work)
+
+    async def list_parked(self, after: int, limit: int) -> list[Parked]:
+        sequences = self.core.parked_after(after, limit)
+        return await self._store.parked(self.name, sequences, max_bytes=LIST_BYTES)
+
+    async def replay_parked(self, sequences: Sequence[int]) -> int:
+        async def work() -> int:
+            chosen = self._chosen(sequences)
+            rows = [PendingRow(one, 0, 0, True, "") for one in self.core.not_pending(chosen)]
+            await self._store.write(Change(self.name, pending=rows, durable=True))
+            self.core.replay(chosen, self.clock.monotonic())
+            return len(chosen)
+
+        return await self._do(work)
+
+    async def delete_parked(self, sequences: Sequence[int]) -> int:
+        async def work() -> int:
+            chosen = self._chosen(sequences)
+            await self._store.write(Change(self.name, unparked=chosen, durable=True))
+            self.core.unpark(chosen)
+            return len(chosen)
+
+        return await self._do(work)
+
+    # The task
+
+    async def run(self) -> None:
+        """Ends after `delete`, or after `finish` with everything stored that can be."""
+        while not self._deleted:
+            self._wake.clear()
+            try:
+                rest_s = await self._turn()
+                self._recovered()
+            except AitherError as error:
+                rest_s = self._failed(error)
+            except Exception as error:
+                logger.error("group.defect", group=self.name, exc_info=error)
+                rest_s = self._failed(Unavailable(f"{type(error).__name__} in group {self.name}"))
+            if self._closing and not self._commands:
+                return
+            await self._rest(rest_s)
+        self._refuse_commands()
+
+    def finish(self) -> None:
+        """Lets `run` end after one more turn."""
+        self._closing = True
+        self._wake.set()
+
+    async def _turn(self) -> float:
+        """One round of everything; answers how long there is nothing to do."""
+        while self._commands and not self._deleted:
+            await self._obey(*self._commands.popleft())
+        if self._deleted:
+            return 0.0
+        now_s = self.clock.monotonic()
+        self.core.tick(now_s)
+        self._carry_news()
+        if now_s < self._blocked_until_s:
+            return self._blocked_until_s - now_s
+        busy = False
+        if not self._closing:
+            busy = await self._fetch()
+            busy = await self._read() or busy
+            busy = await self._park() or busy
+        leases = self.core.assign()
+        lazily = self.core.may_store and (
+            self._closing or self.clock.monotonic() >= self._stored_s + LAZY_STORE_S
+        )
+        if leases or lazily or self.core.must_store:
+            await self._store_and_send(leases)
+        self.core.tell_leadership()
+        self._carry_news()
+        if busy or leases:
+            return 0.0
+        rest_s = self.core.next_s() - self.clock.monotonic()
+        return min(rest_s, LAZY_STORE_S) if self.core.may_store else rest_s
+
+    async def _store_and_send(self, leases: Sequence[Lease]) -> None:
+        change = self.core.changes(self.name, self.clock.monotonic(), self.clock.time_ns())
+        try:
+            await self._store.write(change)
+        except BaseException:
+            self.core.not_stored(change)
+            self.core.revert(leases)
+            raise
+        self._stored_s = self.clock.monotonic()
+        self.core.tell_leadership()
+        self._carry_news()
+        going = self.core.confirm(leases, self._stored_s)
+        deadline_ns = self.clock.time_ns() + int(self.core.rules.ack_deadline_s * _NS)
+        for lease in going:
+            delivery = Delivery(lease.ack_id, lease.frame, lease.attempt, deadline_ns)
+            self._members[lease.seat].deliver(delivery)
+
+    async def _read(self) -> bool:
+        """Reads ahead; answers whether there was something to read."""
+        core = self.core
+        events, size = core.room()
+        if not events or core.read_position >= self._end:
+            return False
+        try:
+            result = await self._log.read(
+                core.read_position,
+                matches=None if self._filters.matches_all else self._filters.matches,
+                max_events=events,
+                max_bytes=size,
+            )
+        except DataLoss as error:
+            sequence = _damaged(error)
+            if sequence <= core.read_position:
+                raise
+            logger.error("group.event_unreadable", group=self.name, sequence=sequence)
+            core.take((), (), sequence, missing=1)
+            return True
+        # Trimmed or taken out before the group came to them.
+        missing = max(0, result.first_sequence - 1 - core.read_position)
+        missing += sum(hole.events for hole in result.missing)
+        position = max(result.position, result.first_sequence - 1)
+        core.take(result.sequences, result.frames, position, missing)
+        return True
+
+    async def _fetch(self) -> bool:
+        """Frames of what is delivered again or parked."""
+        logged, replayed = self.core.wanted(self.clock.monotonic())
+        size = 0
+        for start in range(0, len(logged), _FETCH_EVENTS):
+            if size > _FETCH_BYTES:
+                break
+            piece = logged[start : start + _FETCH_EVENTS]
+            try:
+                result = await self._log.fetch(piece)
+            except DataLoss as error:
+                sequence = _damaged(error)
+                if sequence not in piece:
+                    raise
+                logger.error("group.event_unreadable", group=self.name, sequence=sequence)
+                self.core.supply(sequence, None)
+                break
+            found = dict(zip(result.sequences, result.frames, strict=True))
+            for sequence in piece:
+                self.core.supply(sequence, found.get(sequence))
+            size += len(result.payload)
+        if replayed:
+            copies = await self._store.parked(self.name, replayed, max_bytes=_FETCH_BYTES)
+            for one in copies:
+                self.core.supply(one.sequence, one.frame)
+            if not copies:
+                self.core.supply(replayed[0], None)
+        return bool(logged or replayed)
+
+    async def _park(self) -> bool:
+        entries = self.core.to_park()
+        self._tell_full()
+        if not entries:
+            return False
+        now_ns = self.clock.time_ns()
+        rows = [
+            Parked(one.sequence, one.frame or b"", one.attempts, one.reason, now_ns)
+            for one in entries
+        ]
+        done = [one.sequence for one in entries]
+        await self._store.write(Change(self.name, parked=rows, done=done, durable=True))
+        self.core.parked_now(entries)
+        for one in entries:
+            logger.warning(
+                "group.event_parked",
+                group=self.name,
+                sequence=one.sequence,
+                attempts=one.attempts,
+                reason=one.reason,
+            )
+        return True
+
+    async def _rest(self, rest_s: float) -> None:
+        if rest_s <= 0:
+            await asyncio.sleep(0)
+            return
+        if rest_s == float("inf"):
+            await self._wake.wait()
+            return
+        try:
+            async with asyncio.timeout(max(rest_s, _LEAST_REST_S)):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _do(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Lets the task do it. Cancelling the caller does not stop it."""
+        self._check_here()
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._commands.append((work, cast("asyncio.Future[Any]", answer)))
+        self._wake.set()
+        return await answer
+
+    async def _obey(self, work: Callable[[], Awaitable[Any]], answer: asyncio.Future[Any]) -> None:
+        try:
+            result = await work()
+        except Exception as error:
+            if not answer.done():
+                answer.set_exception(error)
+        except BaseException:
+            answer.cancel()
+            raise
+        else:
+            if not answer.done():
+                answer.set_result(result)
+
+    def _refuse_commands(self) -> None:
+        while self._commands:
+            _, answer = self._commands.popleft()
+            if not answer.done():
+                answer.set_exception(not_found(self.name))
+
+    def _carry_news(self) -> None:
+        for seat, news in self.core.take_news():
+            member = self._members.get(seat)
+            if member is not None:
+                member.tell(news)
+
+    def _chosen(self, sequences: Sequence[int]) -> list[int]:
+        """Those of the sequences (none: all) that are on the parked list."""
+        shown = self.core.parked_after(-1, len(self.core.parked))
+        if not sequences:
+            return shown
+        wanted = set(sequences)
+        return [one for one in shown if one in wanted]
+
+    def _shown(self, seat: Seat) -> ConsumerMember:
+        connected = Timestamp()
+        connected.FromNanoseconds(seat.connected_ns)
+        return ConsumerMember(
+            name=seat.name,
+            outstanding_events=len(seat.leased),
+            active=not self.core.rules.exclusive or seat is self.core.active,
+            connected_time=connected,
+        )
+
+    def _check_here(self) -> None:
+        if self._deleted:
+            raise not_found(self.name)
+        if self._closing or self.core.draining:
+            raise Unavailable(
+                "Flux is shutting down; join again in a moment",
+                reason="DRAINING",
+                retry_after_s=1.0,
+            )
+
+    def _failed(self, error: AitherError) -> float:
+        if not self._failing:
+            self._failing = True
+            logger.error("group.stands_still", group=self.name, reason=error.reason, why=str(error))
+        self._blocked_until_s = self.clock.monotonic() + STORE_RETRY_S
+        return STORE_RETRY_S
+
+    def _recovered(self) -> None:
+        if self._failing and self.clock.monotonic() >= self._blocked_until_s:
+            self._failing = False
+            logger.info("group.goes_on", group=self.name)
+
+    def _tell_full(self) -> None:
+        full = self.core.parked_is_full
+        if full and not self._full:
+            logger.error(
+                "group.parked_list_full",
+                group=self.name,
+                parked=len(self.core.parked),
+                bytes=self.core.parked_bytes,
+                todo="replay or delete parked events: aither consumers parked",
+            )
+        self._full = full
+
+
+def not_found(name: str) -> NotFound:
+    return NotFound(
+        f'there is no group "{name}"; create it with ConsumerService.CreateConsumer',
+        reason="CONSUMER_NOT_FOUND",
+    )
+
+
+def _damaged(error: DataLoss) -> int:
+    """The sequence of the event that cannot be read; 0: it is more than one event."""
+    told = error.metadata.get("sequence", "0")
+    return int(told) if told.isdecimal() else 0

@@ -1,0 +1,191 @@
+"""Local groups over disks and logs that fail them, and what the file of the groups refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aither.flux.v1.flux_service_pb2 import NACK_ACTION_PARK
+from aither_sdk.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from flux_svc.groups.base import Parked
+from flux_svc.groups.local import group as group_module
+from flux_svc.groups.local.groups import LocalGroups
+from flux_svc.groups.local.sqlite_store import FILE_NAME, SqliteStore
+from flux_svc.groups.local.steady import SteadyClock
+from flux_svc.groups.local.store import Change, Header, MemoryStore, PendingRow
+from flux_svc.logs.base import ReadResult
+from flux_svc.logs.memory import MemoryLog
+from tests.clock import FakeClock
+from tests.conformance.groups_house import ack_ids, group, join, sequences, until_checkpoint
+from tests.conformance.log_house import events
+
+
+class FullStore(MemoryStore):
+    """A disk that somebody fills and frees."""
+
+    full = False
+
+    async def write(self, change: Change) -> None:
+        if self.full:
+            raise ResourceExhausted("no space", reason="DISK_FULL", retry_after_s=5.0)
+        await super().write(change)
+
+
+class SickLog(MemoryLog):
+    """Cannot read some events."""
+
+    def __init__(self, *damaged: int) -> None:
+        super().__init__()
+        self.damaged = set(damaged)
+
+    async def read(self, position: int, **given: Any) -> ReadResult:
+        ill = min((one for one in self.damaged if one > position), default=None)
+        if ill == position + 1:
+            raise DataLoss("damaged", metadata={"sequence": str(ill)})
+        return await super().read(position, **given, until=None if ill is None else ill - 1)
+
+    async def fetch(self, sequences: Any, **given: Any) -> ReadResult:
+        for one in sequences:
+            if one in self.damaged:
+                raise DataLoss("damaged", metadata={"sequence": str(one)})
+        return await super().fetch(sequences, **given)
+
+
+@asynccontextmanager
+async def over(log: MemoryLog, store: MemoryStore) -> AsyncIterator[LocalGroups]:
+    groups = await LocalGroups.open(log, store)
+    try:
+        yield groups
+    finally:
+        await groups.close()
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_module, "STORE_RETRY_S", 0.05)
+
+
+async def test_a_full_disk_stops_deliveries_and_forgets_no_ack() -> None:
+    log, store = MemoryLog(), FullStore()
+    async with over(log, store) as groups:
+        await log.append(events(4))
+        await groups.create(group(max_outstanding_events=2))
+        reader = await join(groups)
+        found = await reader.deliveries(2)
+        store.full = True
+        assert await reader.member.ack(ack_ids(found)) is None
+        await reader.nothing_for(0.2)
+        assert (await groups.get("work"))[1].checkpoint_sequence == 2
+        for refused in (groups.seek("work", 0), groups.create(group("other"))):
+            with pytest.raises(ResourceExhausted) as caught:
+                await refused
+            assert caught.value.reason == "DISK_FULL"
+        assert (await groups.get("work"))[1].checkpoint_sequence == 2, "nothing was changed"
+        store.full = False
+        rest = await reader.deliveries(2)
+        assert [(n, one.attempt) for n, one in zip(sequences(rest), rest, strict=True)] == [
+            (3, 1),
+            (4, 1),
+        ]
+    assert [row.sequence for row in (await store.load())["work"].pending] == [3, 4]
+
+
+async def test_events_that_cannot_be_read_are_counted_and_block_nobody() -> None:
+    log = SickLog(2, 3)
+    async with over(log, MemoryStore()) as groups:
+        await log.append(events(5))
+        await groups.create(group())
+        reader = await join(groups)
+        found = await reader.deliveries(3)
+        assert sequences(found) == [1, 4, 5]
+        log.damaged.add(4)
+        await reader.member.nack(ack_ids(found[1:2]), NACK_ACTION_PARK)
+        await reader.member.ack([found[0].ack_id, found[2].ack_id])
+        await until_checkpoint(groups, 5)
+        assert (await groups.get("work"))[1].missed_events == 3
+
+
+async def test_a_group_that_is_ahead_of_its_log_goes_back_to_its_end() -> None:
+    """The log lost its newest events, and gives their numbers to others."""
+    log, store = MemoryLog(), MemoryStore()
+    await log.append(events(3))
+    header = Header(group().SerializeToString(deterministic=True), log.epoch, 9)
+    rows = [PendingRow(n, 1, 0, False, "") for n in (2, 8)]
+    await store.write(Change("work", header=header, pending=rows))
+    async with over(log, store) as groups:
+        reader = await join(groups)
+        assert sequences(await reader.deliveries(1)) == [2]
+        await log.append(events(2))
+        assert sequences(await reader.deliveries(2)) == [4, 5]
+
+
+def test_a_clock_stands_still_while_the_process_does() -> None:
+    below = FakeClock()
+    clock = SteadyClock(below)
+    begun_s = clock.monotonic()
+    below.advance(1.5)
+    assert clock.monotonic() == begun_s + 1.5
+    below.advance(30)
+    assert clock.monotonic() == begun_s + 1.5
+    below.advance(1)
+    assert clock.monotonic() == begun_s + 2.5
+
+
+# The file
+
+
+async def test_a_change_too_large_for_the_disk_is_refused_alone(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path, max_file_bytes=2**17)
+    header = Header(b"settings", "epoch", 1)
+    await store.write(Change("a", header=header, durable=True))
+    large = Change("a", parked=[Parked(1, b"x" * 2**18, 1, "why", 5)], done=[1], durable=True)
+    small = Change("b", header=header)
+    outcomes = await asyncio.gather(store.write(large), store.write(small), return_exceptions=True)
+    assert isinstance(outcomes[0], ResourceExhausted)
+    assert outcomes[0].reason == "DISK_FULL"
+    assert outcomes[1] is None
+    await store.close()
+    store = await SqliteStore.open(tmp_path)
+    found = await store.load()
+    assert found.keys() == {"a", "b"}
+    assert found["a"].parked == {}
+    await store.close()
+
+
+async def test_what_is_stored_is_found_again(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path)
+    header = Header(b"s", "e", 2**62, 3, 4, 5, 6)
+    rows = [PendingRow(2, 1, 77, False, "ü"), PendingRow(2**62, 4, 0, True, "")]
+    aside = [Parked(7, b"\0frame", 5, "poison", 99), Parked(9, b"y" * 100, 1, "", 1)]
+    await store.write(Change("g", header=header, pending=rows, parked=aside))
+    await store.write(Change("h", header=header, pending=rows))
+    await store.write(Change("h", delete=True))
+    await store.write(Change("g", done=[2], unparked=[9]))
+    await store.close()
+    store = await SqliteStore.open(tmp_path)
+    found = await store.load()
+    assert found.keys() == {"g"}
+    assert found["g"].header == header
+    assert found["g"].pending == rows[1:]
+    assert found["g"].parked == {7: 6}
+    assert await store.parked("g", [1, 7, 9], max_bytes=1) == aside[:1]
+    await store.close()
+
+
+async def test_a_file_that_is_not_ours_or_from_the_future_is_refused(tmp_path: Path) -> None:
+    await (await SqliteStore.open(tmp_path)).close()
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as file:
+        file.execute("PRAGMA user_version = 99")
+    with pytest.raises(FailedPrecondition) as caught:
+        await SqliteStore.open(tmp_path)
+    assert caught.value.reason == "NEWER_SCHEMA"
+    (tmp_path / FILE_NAME).write_bytes(b"something else" * 100)
+    with pytest.raises(FailedPrecondition) as caught:
+        await SqliteStore.open(tmp_path)
+    assert caught.value.reason == "NOT_GROUPS"
