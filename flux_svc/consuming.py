@@ -88,7 +88,7 @@ class _Stream:
         self._member = member
         self._requests = requests
         self._heartbeat_s = heartbeat_s
-        self._refusals: asyncio.Queue[pb.ActionRefused] = asyncio.Queue(REFUSALS)
+        self._answers: asyncio.Queue[bytes] = asyncio.Queue(REFUSALS)
 
     async def run(self) -> AsyncGenerator[bytes, None]:
         opened = self._member.opened
@@ -100,20 +100,20 @@ class _Stream:
             )
         )
         listening = asyncio.create_task(self._listen(), name="flux:consume:listen")
-        refusal = asyncio.create_task(self._refusals.get(), name="flux:consume:refusal")
+        answer = asyncio.create_task(self._answers.get(), name="flux:consume:answer")
         news = asyncio.create_task(self._member.receive(), name="flux:consume:news")
         try:
             while not listening.done():
                 done, _ = await asyncio.wait(
-                    (listening, refusal, news),
+                    (listening, answer, news),
                     timeout=self._heartbeat_s,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 if not done:
                     yield _encoded(progress=pb.Progress(sequence=self._member.checkpoint))
-                if refusal in done:
-                    yield _encoded(refused=refusal.result())
-                    refusal = asyncio.create_task(self._refusals.get())
+                if answer in done:
+                    yield answer.result()
+                    answer = asyncio.create_task(self._answers.get())
                 if news in done:
                     told = news.result()
                     yield _encoded_news(told)
@@ -124,7 +124,7 @@ class _Stream:
             if listening.done():
                 listening.result()  # what was wrong with a request ends the stream
         finally:
-            tasks = (listening, refusal, news)
+            tasks = (listening, answer, news)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -149,11 +149,13 @@ class _Stream:
                 refused = await self._extend(request.extend)
             elif action == "heartbeat":
                 member.heartbeat()
+                # Answered, so that the member knows from when on its lease runs.
+                await self._answers.put(_encoded(progress=pb.Progress(sequence=member.checkpoint)))
             else:
                 told = "open comes first and once" if action == "open" else "says nothing"
                 raise InvalidArgument.of([FieldViolation("action", told)])
             if refused is not None:
-                await self._refusals.put(refused)
+                await self._answers.put(_encoded(refused=refused))
 
     async def _nack(self, nack: pb.Nack) -> pb.ActionRefused | None:
         found = []

@@ -185,6 +185,16 @@ async def test_a_quiet_stream_shows_that_it_lives(bus: Bus) -> None:
     assert (await consumer.control("progress")).sequence == 0
 
 
+async def test_each_heartbeat_is_answered_at_once(bus: Bus) -> None:
+    await bus.create()
+    consumer = Consumer(bus)
+    await consumer.begin()
+    async with asyncio.timeout(5):  # the stream's own progress would take 10 s for as many
+        for _ in range(50):
+            await consumer.say(heartbeat=pb.MemberHeartbeat())
+            await consumer.control("progress")
+
+
 async def test_an_ack_id_that_does_not_work_is_told_and_the_stream_goes_on(bus: Bus) -> None:
     await bus.create()
     consumer = Consumer(bus)

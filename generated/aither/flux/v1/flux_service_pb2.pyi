@@ -920,7 +920,8 @@ Global___ConsumeRequest: _TypeAlias = ConsumeRequest  # noqa: Y015
 class MemberHeartbeat(_message.Message):
     """Says that the member lives, and renews the lease of the active member of an exclusive group. Send
     it every third of the lease, and from the loop that does the work, so that a stalled leader loses
-    its lease.
+    its lease. Flux answers each with `progress`, behind what it has sent already: so a member knows
+    which of its messages arrived, and that its lease runs at least from when it sent them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
