@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from google.protobuf.duration_pb2 import Duration
-
 from aither.flux.v1.flux_service_pb2 import (
     SlowPolicy,
     StartEarliest,
@@ -17,6 +15,7 @@ from aither.flux.v1.flux_service_pb2 import (
     SubscribeRequest,
 )
 from aither_sdk.errors import FieldViolation, InvalidArgument
+from aither_sdk.spans import duration_of
 from aither_sdk.subjects import MAX_FILTERS, filter_fault
 
 OnNewEpoch = Literal["raise", "restart"]
@@ -94,7 +93,7 @@ class Subscription:
             max_batch_events=self.max_batch_events,
             slow_policy=self.slow_policy,
             client_name=self.client_name,
-            heartbeat_interval=_duration(self.heartbeat_s),
+            heartbeat_interval=duration_of(self.heartbeat_s),
         )
         if self.stop_sequence is not None:
             request.stop_sequence = self.stop_sequence
@@ -124,9 +123,3 @@ class Subscription:
         if not 0 <= self.max_batch_events <= 4096:
             faults.append(("max_batch_events", "must be 1..4096, or 0 to let Flux choose"))
         return faults
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(int(seconds * 1e9))
-    return duration
