@@ -16,7 +16,7 @@ from aither.flux.v1.flux_service_pb2 import (
     PublishStreamResponse,
 )
 from aither_sdk.backoff import FullJitter
-from aither_sdk.channels import open_channel
+from aither_sdk.dialling import Dialler
 from aither_sdk.errors import AitherError, Internal, Unavailable
 from aither_sdk.publisher_buffer import Entry, PublishBuffer
 from aither_sdk.stream_faults import (
@@ -56,14 +56,13 @@ class PublisherStream:
 
     def __init__(
         self,
-        address: str,
+        dialler: Dialler,
         buffer: PublishBuffer[Any],
         listener: Listener,
         *,
         silence_s: float,
         durability: Durability.ValueType,
     ) -> None:
-        self.address = address
         self.opened = 0
         """Streams opened so far."""
         self.connected = False
@@ -74,7 +73,7 @@ class PublisherStream:
         self._listener = listener
         self._silence_s = silence_s
         self._tail = PublishStreamRequest(durability=durability).SerializeToString()
-        self._channel: grpc.aio.Channel | None = None
+        self._dialler = dialler
         self._call: Call | None = None
         self._work = asyncio.Event()
         self._finishing = asyncio.Event()
@@ -86,7 +85,7 @@ class PublisherStream:
 
     def open(self) -> None:
         """Makes the channel; dials when there is something to send. Raises SelfDialError."""
-        self._channel = open_channel(self.address)
+        self._dialler.open()
 
     def wake(self) -> None:
         """There may be something to send."""
@@ -109,8 +108,7 @@ class PublisherStream:
 
     async def aclose(self) -> None:
         """Closes the channel; `run` has ended by then."""
-        if self._channel is not None:
-            await self._channel.close(None)
+        await self._dialler.aclose()
 
     async def run(self) -> None:
         """Ends after `finish` when the buffer is empty, or when it is cancelled."""
@@ -121,10 +119,11 @@ class PublisherStream:
                     return
                 wait_s = self._settle(end)
             except Exception as defect:  # nobody may wait for a task that is dead
-                _log.exception("publisher.failed", address=self.address)
+                _log.exception("publisher.failed", address=self._dialler.address)
                 told = f"the publisher failed: {type(defect).__name__}: {defect}"
                 self._refuse(self._buffer.fail_all(), StreamEnd(Code.INTERNAL, Internal(told)))
                 wait_s = self._backoff.next_s()
+            await self._dialler.move_on()
             await self._pause(wait_s)
 
     async def _until_work(self) -> bool:
@@ -149,8 +148,7 @@ class PublisherStream:
 
     async def _one_stream(self) -> StreamEnd | None:
         """Runs a stream to its end and puts back what was not answered. None: all done, closing."""
-        assert self._channel is not None
-        method: Method = self._channel.stream_stream(
+        method: Method = self._dialler.channel.stream_stream(
             _METHOD,
             request_serializer=None,
             response_deserializer=PublishStreamResponse.FromString,
@@ -178,7 +176,7 @@ class PublisherStream:
             failure = sender.exception()
         if failure is None and self._finishing.is_set() and self._buffer.empty:
             return None
-        return end_of(failure, self.address)
+        return end_of(failure, self._dialler.address)
 
     async def _send(self, call: Call) -> None:
         try:
@@ -214,7 +212,7 @@ class PublisherStream:
 
     def _proved(self) -> None:
         if self._breaks:
-            _log.info("publisher.reconnected", address=self.address, attempts=self._breaks)
+            _log.info("publisher.reconnected", address=self._dialler.address, attempts=self._breaks)
         self.connected, self.trouble = True, ""
         self._breaks = self._suspicions = 0
         self._backoff.reset()
@@ -229,7 +227,7 @@ class PublisherStream:
         if self._breaks == 1:
             _log.warning(
                 "publisher.disconnected",
-                address=self.address,
+                address=self._dialler.address,
                 code=end.code.name,
                 reason=end.error.message,
                 unanswered_events=self._buffer.events,
@@ -250,7 +248,7 @@ class PublisherStream:
     def _refuse(self, entries: Sequence[Entry[Any]], end: StreamEnd) -> None:
         _log.error(
             "publisher.refused",
-            address=self.address,
+            address=self._dialler.address,
             code=end.code.name,
             reason=end.error.message,
             events=len(entries),
@@ -258,4 +256,6 @@ class PublisherStream:
         self._listener.refused(entries, end.error)
 
     def _silence(self) -> AitherError:
-        return Unavailable(f"Flux at {self.address} did not answer for {self._silence_s:g} s")
+        return Unavailable(
+            f"Flux at {self._dialler.address} did not answer for {self._silence_s:g} s"
+        )

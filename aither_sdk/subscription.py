@@ -19,6 +19,13 @@ from aither_sdk.spans import duration_of
 from aither_sdk.subjects import MAX_FILTERS, filter_fault
 
 OnNewEpoch = Literal["raise", "restart"]
+SlowPolicyName = Literal["catch_up", "conflate", "disconnect"]
+
+_SLOW_POLICIES: dict[str, SlowPolicy.ValueType] = {
+    "catch_up": SlowPolicy.SLOW_POLICY_CATCH_UP,
+    "conflate": SlowPolicy.SLOW_POLICY_CONFLATE,
+    "disconnect": SlowPolicy.SLOW_POLICY_DISCONNECT,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ class Subscription:
     exclude_sources: tuple[str, ...]
     max_batch_events: int
     stop_sequence: int | None
-    slow_policy: SlowPolicy.ValueType
+    slow_policy: SlowPolicyName
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument naming everything that is wrong, before anything is dialled."""
@@ -91,7 +98,7 @@ class Subscription:
             filters=self.filters,
             exclude_sources=self.exclude_sources,
             max_batch_events=self.max_batch_events,
-            slow_policy=self.slow_policy,
+            slow_policy=_SLOW_POLICIES[self.slow_policy],
             client_name=self.client_name,
             heartbeat_interval=duration_of(self.heartbeat_s),
         )
@@ -120,6 +127,9 @@ class Subscription:
             faults.append(("heartbeat_s", f"{self.heartbeat_s:g}; must be 1..300 seconds"))
         if len(self.exclude_sources) > 16:
             faults.append(("exclude_sources", f"{len(self.exclude_sources)}; 16 at most"))
+        if self.slow_policy not in _SLOW_POLICIES:
+            known = ", ".join(_SLOW_POLICIES)
+            faults.append(("slow_policy", f'"{self.slow_policy}"; must be one of {known}'))
         if not 0 <= self.max_batch_events <= 4096:
             faults.append(("max_batch_events", "must be 1..4096, or 0 to let Flux choose"))
         return faults

@@ -453,7 +453,7 @@ class Worker:
     def _settle(self, lease: Lease, verdict: Verdict | None) -> None:
         """Its handler has ended: says so if it is still ours, and asks for another."""
         now_s = self._clock.monotonic()
-        if not lease.lost and lease.ends_s <= now_s:
+        if not lease.lost and self._leases.is_over(lease, now_s):
             self._lost(lease, "its lease ended")
         if lease.lost:
             pass
@@ -526,7 +526,10 @@ class Worker:
             self._lose_leadership("Flux gave it away")
         before = self._leadership.active
         self._leadership.told(told)
-        if self._leadership.active and not before:
+        if told.active and not self._leadership.holds(self._clock.monotonic()):
+            self._leadership.give_up()  # it lay unread for longer than the lease
+            self._stream.leave("leadership was told too late; joining anew")
+        elif told.active and not before:
             self._tell_leadership(True)
 
     def _lose_leadership(self, reason: str) -> None:
@@ -579,10 +582,9 @@ class Worker:
             return
         due = [lease.ack_id for lease in self._leases.due(now_s)]
         self._outbox.extensions += due
-        if now_s - self._beat_s >= self._leadership.lease_s / 3:
+        if due or now_s - self._beat_s >= self._leadership.lease_s / 3:
             self._beat_s = now_s
-            self._outbox.heartbeat = True
-        if due or self._outbox.heartbeat:
+            self._outbox.heartbeat = True  # answered at once: so it is known what has arrived
             self._stream.wake()
 
     # -- within

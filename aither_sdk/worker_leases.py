@@ -1,7 +1,7 @@
 """What a worker has in hand: which lease ends when, what must be renewed, what came again. Pure.
 
-A lease is only as long as Flux can be known to agree: a renewal counts for good once something was
-heard after it was sent. When the stream breaks, those that were not are taken back.
+A lease is only as long as Flux can be known to agree: a renewal counts once something was heard
+after it was sent. A heartbeat goes with every renewal, because Flux answers it at once.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Lease:
     delivery: Delivery
     size_bytes: int
     ends_s: float
-    """When it ends if all that was sent has arrived. Seconds of the worker's monotonic clock."""
+    """When it ends if its last renewal has arrived. Seconds of the worker's monotonic clock."""
     proved_s: float
-    """When it ends at the latest if nothing has arrived since the last message was heard."""
+    """When it ends if its last renewal has not arrived."""
     sent_s: float
     """When its last renewal was sent."""
     renew_s: float
@@ -113,7 +113,7 @@ class Leases:
         lasts_s = self._lasts_s(delivery, now_ns)
         if held is not None and held.orphan and delivery.attempt > held.attempt:
             held.delivery, held.orphan = delivery, False
-            self._set(held, now_s, lasts_s, proved_s=now_s + lasts_s)
+            self._set(held, now_s, lasts_s, proved_s=now_s + lasts_s)  # it was heard just now
             return Taken.AGAIN, held
         if held is not None:
             held.lost = "it was delivered again"
@@ -142,8 +142,7 @@ class Leases:
         """Those that are to be renewed now; they count as renewed by what is sent next."""
         due = [x for x in self._held.values() if x.renew_s <= now_s and not x.orphan and not x.lost]
         for lease in due:
-            proved_s = lease.ends_s if self._heard_s > lease.sent_s else lease.proved_s
-            self._set(lease, now_s, self.ack_deadline_s, proved_s=proved_s)
+            self._set(lease, now_s, self.ack_deadline_s, proved_s=self._ends_s(lease))
         return due
 
     def ended(self, now_s: float) -> list[Lease]:
@@ -153,7 +152,10 @@ class Leases:
             if oldest.at_s + self.ack_deadline_s > now_s:
                 break
             del self._done[sequence]
-        return [lease for lease in self._held.values() if lease.ends_s <= now_s]
+        return [lease for lease in self._held.values() if self.is_over(lease, now_s)]
+
+    def is_over(self, lease: Lease, now_s: float) -> bool:
+        return self._ends_s(lease) <= now_s
 
     def heard(self, now_s: float) -> None:
         """Something came on the stream."""
@@ -177,8 +179,7 @@ class Leases:
         """The stream is gone. How many acks have an unknown fate."""
         for lease in self._held.values():
             lease.orphan = True
-            if self._heard_s <= lease.sent_s:
-                lease.ends_s = lease.proved_s
+            lease.ends_s = lease.proved_s = self._ends_s(lease)
         unknown = len(self._acked)
         self._done.update((done.sequence, done) for done in self._acked)
         self._acked.clear()
@@ -189,6 +190,9 @@ class Leases:
         self._done.clear()
 
     # -- within
+
+    def _ends_s(self, lease: Lease) -> float:
+        return lease.ends_s if self._heard_s > lease.sent_s else lease.proved_s
 
     def _lasts_s(self, delivery: Delivery, now_ns: int) -> float:
         # The wall clock of Flux may be wrong here. It may make a lease shorter, never longer: the

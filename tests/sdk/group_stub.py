@@ -184,6 +184,8 @@ class GroupStub(FluxStub, consumer_service_pb2_grpc.ConsumerServiceServicer):
         seat.active = not self.consumer.exclusive
         self.credits.append(seat.events)
         self.joins += 1
+        while self.deaf:
+            await asyncio.sleep(_TICK_S)
         opened = ConsumeOpened(epoch=self.epoch, leader_epoch=self.leader_epoch)
         yield ConsumeResponse(opened=opened)
         if self.consumer.exclusive:

@@ -31,10 +31,10 @@ def test_lease_is_renewed_at_a_third_and_ends_when_nothing_was_heard() -> None:
     assert leases.due(109.9) == []
     assert leases.due(110.0) == [lease]
     assert lease.ends_s == 140.0  # if the renewal arrives
-    leases.broken()
-    assert lease.ends_s == 130.0  # nothing was heard since it was sent
     assert leases.ended(129.9) == []
-    assert leases.ended(130.0) == [lease]
+    assert leases.ended(130.0) == [lease]  # nothing was heard since it was sent
+    leases.heard(130.0)
+    assert leases.ended(139.9) == []
 
 
 def test_renewal_that_something_was_heard_after_holds_over_a_break() -> None:
