@@ -47,7 +47,7 @@ _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _tracer = trace.get_tracer("aither_sdk")
 
 
-def send_span(address: str, subjects: Iterable[str], traceparents: Sequence[str]) -> Span:
+def send_span(address: str, subjects: Iterable[str], traceparents: Iterable[str]) -> Span:
     """A PRODUCER span of one batch, for the sender to end when it is answered.
 
     `subjects` and `traceparents` are looked at only while somebody records.
@@ -69,7 +69,7 @@ def send_span(address: str, subjects: Iterable[str], traceparents: Sequence[str]
 
 
 def end_send_span(span: Span, error: str = "") -> None:
-    """`error` is the code of what became of it; "" when it was answered."""
+    """`error` is what became of it where it was not answered; refused events are told apart."""
     if error:
         span.set_attribute("error.type", error)
         span.set_status(Status(StatusCode.ERROR))

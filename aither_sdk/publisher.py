@@ -254,7 +254,7 @@ class Publisher:
         check_event(event)
         encoded = event.SerializeToString()
         check_event_size(len(encoded))
-        ticket = Ticket(loop.create_future(), event.subject, event.id, timed)
+        ticket = Ticket(loop.create_future(), event.subject, event.id, event.traceparent, timed)
         return Entry(event_frame(encoded), ticket, loop.time() + self._ack_timeout_s)
 
     def _offer(self, entry: Entry[Ticket], *, may_wait: bool) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import grpc
 import structlog
+from opentelemetry.trace import Span
 
 from aither.flux.v1.flux_service_pb2 import (
     Durability,
@@ -18,6 +20,7 @@ from aither.flux.v1.flux_service_pb2 import (
 from aither_sdk.backoff import FullJitter
 from aither_sdk.dialling import Dialler
 from aither_sdk.errors import AitherError, Internal, Unavailable
+from aither_sdk.messaging_spans import end_send_span, send_span
 from aither_sdk.publisher_buffer import Entry, PublishBuffer
 from aither_sdk.stream_faults import (
     HOPELESS,
@@ -75,6 +78,7 @@ class PublisherStream:
         self._tail = PublishStreamRequest(durability=durability).SerializeToString()
         self._dialler = dialler
         self._call: Call | None = None
+        self._spans: deque[Span] = deque()  # of the batches in flight
         self._work = asyncio.Event()
         self._finishing = asyncio.Event()
         self._backoff = FullJitter()
@@ -172,6 +176,8 @@ class PublisherStream:
             call.cancel()
             await asyncio.wait({sender})
             self._buffer.broken()
+            while self._spans:
+                end_send_span(self._spans.popleft(), error="UNANSWERED")
         if not sender.cancelled() and sender.exception() is not None:
             failure = sender.exception()
         if failure is None and self._finishing.is_set() and self._buffer.empty:
@@ -183,6 +189,13 @@ class PublisherStream:
             while True:
                 batch = self._buffer.next_batch(asyncio.get_running_loop().time())
                 if batch is not None:
+                    self._spans.append(
+                        send_span(
+                            self._dialler.address,
+                            (entry.ticket.subject for entry in batch.entries),
+                            (entry.ticket.traceparent for entry in batch.entries),
+                        )
+                    )
                     frames = [entry.frame for entry in batch.entries]
                     frames.append(self._tail)
                     await call.write(b"".join(frames))
@@ -205,6 +218,7 @@ class PublisherStream:
                 return  # EOF
             entries = self._buffer.answered(len(response.results))
             self._heard_s = asyncio.get_running_loop().time()
+            end_send_span(self._spans.popleft())
             if not self.connected:
                 self._proved()
             self._listener.answered(entries, response.results)

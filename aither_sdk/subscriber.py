@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -16,7 +17,8 @@ from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import Gap, GapReason
 from aither_sdk.dialling import Addresses, Dialler
 from aither_sdk.errors import DeadlineExceeded, FailedPrecondition
-from aither_sdk.events import set_current_event
+from aither_sdk.events import handling, set_current_event
+from aither_sdk.messaging_spans import destination_template, process_span
 from aither_sdk.subscriber_cursor import Cursor, Step
 from aither_sdk.subscriber_state import SubscriberState, SubscriberStatistics
 from aither_sdk.subscriber_stream import SubscriberStream
@@ -196,9 +198,17 @@ class Subscriber:
     def batches(self) -> AsyncIterator[Sequence[Event]]:
         """Events in sequences, as they came over the wire: the fast path.
 
-        A batch is handled when the next one is asked for. It sets no cause: use `handling(event)`.
+        A batch is handled when the next one is asked for. It sets no cause: use `handling`.
         """
         return _Batches(self)
+
+    @contextmanager
+    def handling(self, event: Event) -> Iterator[Event]:
+        """Everything published inside is caused by `event`, and a `process` span, linked to the
+        span that published it, tells how long it took."""
+        template = destination_template(event.subject, self.filters)
+        with process_span(event, template), handling(event):
+            yield event
 
     @property
     def position(self) -> Position:

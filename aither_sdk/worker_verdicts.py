@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 MAX_REASON_BYTES = 1024
+MOST_DELAY_S = 12 * 3600.0
+"""Flux refuses a longer one, and with it the stream."""
 
 
 class Retry(Exception):
-    """Raised by a handler to have the event again, after `delay_s`; None: the group's backoff."""
+    """Raised by a handler to have the event again, after `delay_s` (12 h at most); None: after the
+    group's backoff."""
 
     def __init__(self, delay_s: float | None = None, reason: str = "") -> None:
         super().__init__(reason or "the handler asked for another attempt")
-        self.delay_s = delay_s
+        self.delay_s = None if delay_s is None else min(max(delay_s, 0.0), MOST_DELAY_S)
 
 
 class Park(Exception):
