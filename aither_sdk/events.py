@@ -175,6 +175,15 @@ def event_frame(encoded: bytes) -> bytes:
     return bytes(length) + encoded
 
 
+def fields_of(event: Event) -> dict[str, Any]:
+    """The mapping that was published. Raises InvalidArgument when it is something else."""
+    fields = payload_of(event)
+    if not isinstance(fields, dict):
+        name = event.payload.TypeName() or "nothing"
+        raise InvalidArgument.of([FieldViolation("payload", f'"{name}"; a mapping is needed')])
+    return fields
+
+
 def payload_of(event: Event) -> Message | dict[str, Any] | None:
     """What is inside an event: a dict where a mapping was published, the typed message otherwise,
     None where there is nothing.

@@ -75,6 +75,7 @@ class Requester:
             address, [self.reply_subject], client_name=f"{client} answers"
         )
         self._reader: asyncio.Task[None] | None = None
+        self._error: AitherError | None = None
         self._asked = self._answered = self._timed_out = self._late = 0
 
     async def __aenter__(self) -> Self:
@@ -116,8 +117,9 @@ class Requester:
         to `refuse`, ResourceExhausted (REQUESTS_FULL) with too many questions open, and what
         `Publisher.publish` raises.
         """
-        if self._reader is None:
-            raise FailedPrecondition("this requester is not open: use `async with`")
+        if self._reader is None or self._reader.done():
+            state = "not open: use `async with`" if self._reader is None else "closed"
+            raise self._error or FailedPrecondition(f"this requester is {state}")
         if len(self._waiting) >= self._max_outstanding:
             raise ResourceExhausted(
                 f"{len(self._waiting)} questions wait for their answers; ask fewer at once",
@@ -150,10 +152,11 @@ class Requester:
             ) from None
         finally:
             del self._waiting[id]
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # seen, also where the publish failed first
         self._answered += 1
-        if event.payload.Is(status_pb2.Status.DESCRIPTOR):
-            status = status_pb2.Status()
-            event.payload.Unpack(status)
+        status = status_pb2.Status()
+        if event.payload.Unpack(status):
             raise from_status(status)
         return event
 
@@ -170,7 +173,8 @@ class Requester:
                     self._late += 1
                 else:
                     answer.set_result(event)
-        except AitherError as error:
+        except AitherError as error:  # no answer can come any more
+            self._error = error
             self._give_up(error)
 
     def _give_up(self, error: AitherError) -> None:

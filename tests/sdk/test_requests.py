@@ -102,7 +102,7 @@ async def test_no_answer_is_a_typed_timeout_and_a_late_one_is_counted(
     flux: FluxStub, publisher: Publisher
 ) -> None:
     async with Requester(flux.address, publisher) as requester:
-        with pytest.raises(DeadlineExceeded, match='nobody answered "void" within 0.1 s') as caught:
+        with pytest.raises(DeadlineExceeded, match='nobody answered "void"') as caught:
             await requester.request("void", timeout_s=0.1)
         assert caught.value.reason == "NO_ANSWER"
         await reply(publisher, flux.log[0])
