@@ -492,7 +492,7 @@ async def test_leadership_lasts_while_heartbeats_are_answered(flux: GroupStub) -
         await asyncio.sleep(2.2)  # more than two leases
         assert worker.leading
         assert told == [True]
-        assert flux.heartbeats >= 5
+        assert flux.heartbeats >= 2
         assert flux.credits[0] == 0  # it takes part in the election and gets no events
 
 
