@@ -5,19 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Self
 
 import structlog
-from opentelemetry import context as otel_context
-from opentelemetry.trace import StatusCode
 
 from aither.flux.v1.consumer_service_pb2 import Consumer
-from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import (
     ActionRefused,
     ConsumeRequest,
@@ -36,15 +31,14 @@ from aither_sdk.errors import (
     FieldViolation,
     InvalidArgument,
 )
-from aither_sdk.events import handling
-from aither_sdk.messaging_spans import destination_template, process_span
 from aither_sdk.spans import seconds_of
+from aither_sdk.worker_handlers import Handler, Handlers, current_delivery
 from aither_sdk.worker_leadership import Leadership
 from aither_sdk.worker_leases import Lease, Leases, Taken
 from aither_sdk.worker_outbox import Outbox
 from aither_sdk.worker_state import Tally, WorkerState, WorkerStatistics
 from aither_sdk.worker_stream import WorkerStream, defect
-from aither_sdk.worker_verdicts import ACK, Park, Retry, Verdict, judge
+from aither_sdk.worker_verdicts import Park, Retry, Verdict
 
 __all__ = [
     "Park",
@@ -57,7 +51,6 @@ __all__ = [
 
 _log = structlog.get_logger()
 
-Handler = Callable[[Event], Awaitable[object]]
 OnLeadership = Callable[[bool, int], None]
 
 _DEFAULT_ACK_DEADLINE_S = 30.0
@@ -66,13 +59,6 @@ _LOOKS = 12
 """Looks at the leases in the time of the shortest one: a renewal is at most a twelfth late."""
 _GOODBYE_S = 2.0
 """For the last acks, the half-close and Flux's answer to it."""
-
-_delivery: ContextVar[Delivery | None] = ContextVar("aither_delivery", default=None)
-
-
-def current_delivery() -> Delivery | None:
-    """The delivery that this task is handling, with its attempt; None outside of a handler."""
-    return _delivery.get()
 
 
 class Worker:
@@ -135,18 +121,13 @@ class Worker:
         _check(concurrency, prefetch_events, window_bytes, max_handling_s, drain_timeout_s)
         self._given = Consumer(name=consumer) if isinstance(consumer, str) else consumer
         self.consumer = self._given.name
-        self._handler = handler
-        self._concurrency = concurrency
         self._window_events = concurrency + prefetch_events if handler is not None else 0
         self._window_bytes = window_bytes
         self._member = member
-        self._max_handling_s = max_handling_s
         self._drain_timeout_s = drain_timeout_s
-        self._park_on = park_on
         self._on_leadership = on_leadership
         self._on_state = on_state
         self._clock = clock or SystemClock()
-        self._settings = self._given
         self._leases = Leases(_DEFAULT_ACK_DEADLINE_S)
         self._leadership = Leadership(_DEFAULT_LEASE_S)
         self._outbox = Outbox()
@@ -158,14 +139,15 @@ class Worker:
             create=not isinstance(consumer, str),
             silence_s=silence_timeout_s,
         )
-        self._waiting: deque[Lease] = deque()  # bounded by the window
-        self._handlers: dict[Lease, asyncio.Task[None]] = {}
+        self._handlers = Handlers(
+            self.consumer, handler, concurrency, park_on, max_handling_s, self._settle
+        )
         self._tally = Tally()
         self._state = WorkerState()
         self._epoch = ""  # of the log that the group's position belongs to
         self._beat_s = 0.0  # when the last heartbeat was sent
         self._tasks: list[asyncio.Task[None]] = []
-        self._context: contextvars.Context | None = None  # what handlers start with; set while open
+        self._opened_once = False
         self._draining = False
         self._over = asyncio.Event()
         self._joined = asyncio.Event()
@@ -175,12 +157,11 @@ class Worker:
 
     async def __aenter__(self) -> Self:
         """Starts; does not wait for Flux (`until_started` does). Raises SelfDialError."""
-        if self._context is not None:
+        if self._opened_once:
             raise FailedPrecondition("a worker is opened once; make another one")
         self._dialler.open()
-        # Handlers see what their opener sees, except for the span he is in: theirs are their own.
-        self._context = contextvars.copy_context()
-        self._context.run(otel_context.attach, otel_context.Context())
+        self._opened_once = True
+        self._handlers.open()
         loop = asyncio.get_running_loop()
         for name, work in (("stream", self._run_stream()), ("keeper", self._keep_leases())):
             task = loop.create_task(
@@ -229,22 +210,25 @@ class Worker:
     async def aclose(self) -> None:
         """Drains. Takes `drain_timeout_s` and a moment at most, longer only for handlers that do
         not end when cancelled. Safe to call again."""
-        if self._draining or self._context is None:
+        if self._draining or not self._opened_once:
             self._end(None)
             return
-        self._draining = True
+        self._draining = self._handlers.closing = True
         try:
-            self._give_back_waiting()
-            if self._handlers:
-                await asyncio.wait(set(self._handlers.values()), timeout=self._drain_timeout_s)
+            for lease in self._handlers.drop_waiting():
+                self._tally.given_back += 1
+                self._leases.let_go(lease)
+            if self._handlers.running:
+                await asyncio.wait(self._handlers.tasks, timeout=self._drain_timeout_s)
             await self._cancel_handlers()
             if self._stream.connected:
                 self._stream.finish()
                 await asyncio.wait({self._tasks[0]}, timeout=_GOODBYE_S)
         finally:
-            for task in (*self._tasks, *self._handlers.values()):
+            left = {*self._tasks, *self._handlers.tasks}
+            for task in left:
                 task.cancel()
-            await asyncio.wait({*self._tasks, *self._handlers.values()})
+            await asyncio.wait(left)
             self._lose_leadership("closed")
             self._end(None)
             await self._dialler.aclose()
@@ -269,8 +253,8 @@ class Worker:
         heard_s = self._stream.heard_s
         return WorkerStatistics(
             **asdict(self._tally),
-            running=len(self._handlers),
-            waiting=len(self._waiting),
+            running=self._handlers.running,
+            waiting=self._handlers.waiting,
             reconnects=max(0, self._stream.opened - 1),
             connected=self._stream.connected,
             silent_s=None if heard_s is None else asyncio.get_running_loop().time() - heard_s,
@@ -280,7 +264,7 @@ class Worker:
 
     def knows(self, consumer: Consumer) -> None:
         """The group's settings; its times are what leases are counted by."""
-        self._settings = consumer
+        self._handlers.filters = tuple(consumer.filters)
         ack_deadline_s = seconds_of(consumer.ack_deadline_duration)
         self._leases.ack_deadline_s = ack_deadline_s or _DEFAULT_ACK_DEADLINE_S
         lease_s = seconds_of(consumer.lease_duration)
@@ -292,7 +276,7 @@ class Worker:
         self._leadership.opened(now_s)
         self._beat_s = now_s
         self._outbox = Outbox()  # credit of before is part of what follows
-        in_hand = {*self._handlers, *self._waiting}
+        in_hand = self._handlers.in_hand
         size_bytes = sum(lease.size_bytes for lease in in_hand)
         credit = Credit(
             events=0 if self._draining else max(0, self._window_events - len(in_hand)),
@@ -349,9 +333,8 @@ class Worker:
         for lease in self._outbox.acks:
             self._leases.handled_too_late(lease, now_s)
         self._outbox = Outbox()
-        for lease in self._waiting:  # not begun: the group hands it out again
+        for lease in self._handlers.drop_waiting():  # the group hands them out again
             self._leases.let_go(lease, "the stream broke before its turn")
-        self._waiting.clear()
         self._change(connected=False, reason=reason)
 
     # -- deliveries
@@ -378,8 +361,7 @@ class Worker:
                 self._cancel(before)
             self._tally.received += 1
             self._tally.redelivered += delivery.attempt > 1
-            self._waiting.append(lease)
-            self._begin_waiting()
+            self._handlers.add(lease, self._clock.monotonic())
             return
         if taken is Taken.DONE:
             self._tally.spared += 1
@@ -388,67 +370,6 @@ class Worker:
             self._tally.duplicates += 1
         self._outbox.credit(1, size_bytes)
         self._stream.wake()
-
-    def _begin_waiting(self) -> None:
-        assert self._context is not None
-        while self._waiting and len(self._handlers) < self._concurrency and not self._draining:
-            lease = self._waiting.popleft()
-            if lease.lost:
-                self._settled(lease)
-                continue
-            lease.begun_s = self._clock.monotonic()
-            self._handlers[lease] = asyncio.get_running_loop().create_task(
-                self._handle(lease, self._still_ending(lease)),
-                name=f"worker {self.consumer} #{lease.sequence}",
-                context=self._context.copy(),
-            )
-
-    def _still_ending(self, lease: Lease) -> asyncio.Task[None] | None:
-        """The handler of the same event that was cancelled and has not ended."""
-        same = (task for other, task in self._handlers.items() if other.sequence == lease.sequence)
-        return next(same, None)
-
-    async def _handle(self, lease: Lease, before: asyncio.Task[None] | None) -> None:
-        verdict: Verdict | None = None
-        event = lease.delivery.event
-        try:
-            if before is not None:
-                await asyncio.wait({before})  # never two handlers of one event in one worker
-            verdict = await self._judged(lease, event)
-        except asyncio.CancelledError:
-            if lease.overdue:
-                told = f"its handler took longer than {self._max_handling_s:g} s"
-                verdict = Verdict("retry", reason=told)
-            elif not lease.lost and not self._draining:
-                verdict = Verdict("retry", reason="its handler was cancelled")
-            raise
-        finally:
-            self._handlers.pop(lease, None)
-            self._settle(lease, verdict)
-
-    async def _judged(self, lease: Lease, event: Event) -> Verdict:
-        assert self._handler is not None
-        _delivery.set(lease.delivery)
-        template = destination_template(event.subject, self._settings.filters)
-        with process_span(event, template, self.consumer) as span, handling(event):
-            try:
-                await self._handler(event)
-            except Exception as error:
-                verdict = judge(error, self._park_on)
-                span.record_exception(error)
-                span.set_attribute("error.type", type(error).__qualname__)
-                if not isinstance(error, Retry | Park):
-                    span.set_status(StatusCode.ERROR)
-                    _log.warning(
-                        "worker.handler_failed",
-                        consumer=self.consumer,
-                        subject=event.subject,
-                        sequence=event.sequence,
-                        attempt=lease.attempt,
-                        exc_info=error,
-                    )
-                return verdict
-        return ACK
 
     def _settle(self, lease: Lease, verdict: Verdict | None) -> None:
         """Its handler has ended: says so if it is still ours, and asks for another."""
@@ -473,7 +394,7 @@ class Worker:
             if not lease.orphan:
                 self._outbox.nack(lease, verdict)
         self._settled(lease)
-        self._begin_waiting()
+        self._handlers.begin(now_s)
 
     def _settled(self, lease: Lease) -> None:
         """Its place is free."""
@@ -501,12 +422,7 @@ class Worker:
         )
 
     def _cancel(self, lease: Lease) -> None:
-        """Ends the handler of what is not ours any more."""
-        task = self._handlers.get(lease)
-        if task is not None:
-            task.cancel(f"the lease of event {lease.sequence} is lost: {lease.lost}")
-        elif lease in self._waiting:
-            self._waiting.remove(lease)
+        if self._handlers.end(lease):
             self._settled(lease)
 
     def _refused(self, refused: ActionRefused) -> None:
@@ -572,12 +488,7 @@ class Worker:
         if self._leadership.active and not self._leadership.holds(now_s):
             self._lose_leadership("the lease could not be renewed in time")
             self._stream.leave("leadership was lost; joining anew")
-        if self._max_handling_s is not None:
-            for lease, task in self._handlers.items():
-                begun_s = lease.begun_s or now_s
-                if now_s - begun_s > self._max_handling_s and not lease.overdue:
-                    lease.overdue = True
-                    task.cancel(f"longer than {self._max_handling_s:g} s")
+        self._handlers.end_overdue(now_s)
         if not self._stream.connected:
             return
         due = [lease.ack_id for lease in self._leases.due(now_s)]
@@ -589,24 +500,17 @@ class Worker:
 
     # -- within
 
-    def _give_back_waiting(self) -> None:
-        self._tally.given_back += len(self._waiting)
-        for lease in self._waiting:
-            self._leases.let_go(lease)
-        self._waiting.clear()
-
     async def _cancel_handlers(self) -> None:
-        if not self._handlers:
+        if not self._handlers.running:
             return
         _log.warning(
             "worker.drain_timeout",
             consumer=self.consumer,
             after_s=self._drain_timeout_s,
-            handlers=len(self._handlers),
+            handlers=self._handlers.running,
         )
-        for task in self._handlers.values():
-            task.cancel("the worker drains")
-        await asyncio.wait(set(self._handlers.values()), timeout=_GOODBYE_S)
+        self._handlers.cancel()
+        await asyncio.wait(self._handlers.tasks, timeout=_GOODBYE_S)
 
     def _end(self, error: AitherError | None) -> None:
         if not self._over.is_set():
