@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aither_sdk.channels import open_channel
+    from aither_sdk.consumers import new_consumer
     from aither_sdk.errors import AitherError, ConfigError
-    from aither_sdk.events import payload_of
+    from aither_sdk.events import fields_of, payload_of
     from aither_sdk.lifecycle import Life, run
     from aither_sdk.publisher import Publisher
     from aither_sdk.settings import Settings, load_settings
     from aither_sdk.subscriber import Subscriber
     from aither_sdk.tasks import BoundedTasks
+    from aither_sdk.worker import Worker
 
 _HOMES = {
     "AitherError": "errors",
@@ -36,7 +38,10 @@ _HOMES = {
     "Publisher": "publisher",
     "Settings": "settings",
     "Subscriber": "subscriber",
+    "Worker": "worker",
+    "fields_of": "events",
     "load_settings": "settings",
+    "new_consumer": "consumers",
     "open_channel": "channels",
     "payload_of": "events",
     "run": "lifecycle",
@@ -50,7 +55,10 @@ __all__ = [
     "Publisher",
     "Settings",
     "Subscriber",
+    "Worker",
+    "fields_of",
     "load_settings",
+    "new_consumer",
     "open_channel",
     "payload_of",
     "run",

@@ -117,6 +117,13 @@ class ResourceExhausted(AitherError):
     default_reason = "RESOURCE_EXHAUSTED"
 
 
+class TooSlow(ResourceExhausted):
+    """Raised to a subscriber with slow policy DISCONNECT that fell behind. All before it was handed
+    out; `metadata` has `epoch` and `sequence` to resume with, as `Subscriber.position` does."""
+
+    default_reason = "TOO_SLOW"
+
+
 class Unavailable(AitherError):
     """Raised when the service cannot answer at this moment; repeat after a while."""
 

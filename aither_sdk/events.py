@@ -47,15 +47,18 @@ def new_event(
     time: datetime | Timestamp | None = None,
     headers: Mapping[str, str] | None = None,
     correlation_id: str | None = None,
+    expire_time: datetime | Timestamp | None = None,
+    expire_after_s: float | None = None,
     cause: Event | Cause | None = Cause.CURRENT,
 ) -> Event:
     """An event ready to be published.
 
     Unset: `id` is random (128 bits), `time` is now, `correlation_id` is the cause's. The cause is
     the event being handled unless another one, or None, is given: it becomes `causation_id`, and
-    `hops` is its hops + 1. `traceparent` is that of the current span, if there is one. A datetime
-    without a time zone is taken as UTC. Raises InvalidArgument when a value does not fit its field;
-    the rules of the contract (`event_rules`) are checked when it is published.
+    `hops` is its hops + 1. `expire_after_s` counts from now, by this machine's wall clock: when it
+    has passed the event leaves the log. `traceparent` is that of the current span, if there is one.
+    A datetime without a time zone is taken as UTC. Raises InvalidArgument when a value does not fit
+    its field; the rules of the contract (`event_rules`) are checked when it is published.
     """
     try:
         event = Event(id=id or new_event_id(), source=source, subject=subject)
@@ -65,12 +68,14 @@ def new_event(
             event.headers.update(headers)
         if correlation_id:
             event.correlation_id = correlation_id
-        if isinstance(time, datetime):
-            event.time.FromDatetime(time if time.tzinfo else time.replace(tzinfo=UTC))
-        elif time is not None:
-            event.time.CopyFrom(time)
-        else:
+        if time is None:
             set_time_now(event)
+        else:
+            _set_instant(event.time, time)
+        if expire_time is not None:
+            _set_instant(event.expire_time, expire_time)
+        elif expire_after_s is not None:
+            event.expire_time.FromNanoseconds(clocks.time_ns() + int(expire_after_s * 1e9))
     except (TypeError, ValueError) as error:
         field = "payload" if isinstance(payload, Mapping) else "event"
         told = f"a value does not fit: {error}"
@@ -82,6 +87,13 @@ def new_event(
     if because is not None:
         set_cause(event, because)
     return event
+
+
+def _set_instant(into: Timestamp, instant: datetime | Timestamp) -> None:
+    if isinstance(instant, datetime):
+        into.FromDatetime(instant if instant.tzinfo else instant.replace(tzinfo=UTC))
+    else:
+        into.CopyFrom(instant)
 
 
 def new_event_id() -> str:
@@ -161,6 +173,15 @@ def event_frame(encoded: bytes) -> bytes:
         size >>= 7
     length.append(size)
     return bytes(length) + encoded
+
+
+def fields_of(event: Event) -> dict[str, Any]:
+    """The mapping that was published. Raises InvalidArgument when it is something else."""
+    fields = payload_of(event)
+    if not isinstance(fields, dict):
+        name = event.payload.TypeName() or "nothing"
+        raise InvalidArgument.of([FieldViolation("payload", f'"{name}"; a mapping is needed')])
+    return fields
 
 
 def payload_of(event: Event) -> Message | dict[str, Any] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Self
@@ -15,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import Durability, PublishResult
+from aither_sdk.dialling import Addresses, Dialler
 from aither_sdk.errors import (
     AitherError,
     DeadlineExceeded,
@@ -26,35 +26,14 @@ from aither_sdk.event_rules import check_event, check_event_size
 from aither_sdk.events import Payload, event_frame, new_event, new_event_id, set_time_now
 from aither_sdk.publisher_buffer import Entry, Place, PublishBuffer
 from aither_sdk.publisher_limits import Limits, WhenFull, check_settings
+from aither_sdk.publisher_state import PublisherStatistics
 from aither_sdk.publisher_stream import PublisherStream
 from aither_sdk.publisher_tickets import Ticket, fail, like, named, refusal
 
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class PublisherStatistics:
-    """Counts since the publisher was opened, and how it stands."""
-
-    published: int
-    """Events acknowledged by Flux as stored, duplicates not counted."""
-    duplicates: int
-    """Events that Flux had stored before; after a broken stream some are to be expected."""
-    refused: int
-    """Events refused, by Flux or because the buffer was full."""
-    dropped: int
-    """Events taken and given up: pushed out by `drop_oldest`, or unanswered at close."""
-    retried: int
-    """Events sent again after a broken stream, each time counted."""
-    buffered_events: int
-    """Events taken and not answered, sent or not."""
-    buffered_bytes: int
-    """Their bytes."""
-    reconnects: int
-    """Streams opened after the first one."""
-    connected: bool
-    """Whether there is a stream that Flux has answered on. False before the first event."""
-
+__all__ = ["Publisher", "PublisherStatistics"]
 
 Entries = Sequence[Entry[Ticket]]
 
@@ -81,7 +60,7 @@ class Publisher:
 
     def __init__(
         self,
-        address: str,
+        address: Addresses,
         *,
         source: str,
         buffer_events: int = 10_000,
@@ -94,16 +73,17 @@ class Publisher:
         close_timeout_s: float = 5.0,
         durability: Durability.ValueType = Durability.DURABILITY_UNSPECIFIED,
     ) -> None:
-        """`address` is host:port. Raises InvalidArgument naming every setting that is wrong."""
+        """`address` is host:port; of several, nodes of one bus, the next is taken when one fails.
+        Raises InvalidArgument naming every setting that is wrong."""
         limits = Limits(buffer_events, buffer_bytes, batch_events, batch_bytes, batches_in_flight)
         check_settings(source, limits, when_full, ack_timeout_s, close_timeout_s)
-        self.address = address
+        self._dialler = Dialler(address)
         self.source = source
         self._ack_timeout_s = ack_timeout_s
         self._close_timeout_s = close_timeout_s
         self._buffer: PublishBuffer[Ticket] = PublishBuffer(limits, when_full)
         self._stream = PublisherStream(
-            address, self._buffer, self, silence_s=ack_timeout_s, durability=durability
+            self._dialler, self._buffer, self, silence_s=ack_timeout_s, durability=durability
         )
         self._loop: asyncio.AbstractEventLoop | None = None  # set while open
         self._runner: asyncio.Task[None] | None = None
@@ -143,6 +123,7 @@ class Publisher:
         time: datetime | Timestamp | None = None,
         headers: Mapping[str, str] | None = None,
         correlation_id: str | None = None,
+        expire_after_s: float | None = None,
     ) -> PublishResult:
         """Makes an event (see `new_event`), publishes it and waits until Flux has it safe.
 
@@ -166,6 +147,7 @@ class Publisher:
             time=time,
             headers=headers,
             correlation_id=correlation_id,
+            expire_after_s=expire_after_s,
         )
         return await self.publish_event(event)
 
@@ -238,6 +220,11 @@ class Publisher:
                 await asyncio.wait({self._runner})
             await self._stream.aclose()
 
+    @property
+    def address(self) -> str:
+        """Which Flux node is dialled."""
+        return self._dialler.address
+
     def statistics(self) -> PublisherStatistics:
         return PublisherStatistics(
             published=self._published,
@@ -267,7 +254,7 @@ class Publisher:
         check_event(event)
         encoded = event.SerializeToString()
         check_event_size(len(encoded))
-        ticket = Ticket(loop.create_future(), event.subject, event.id, timed)
+        ticket = Ticket(loop.create_future(), event.subject, event.id, event.traceparent, timed)
         return Entry(event_frame(encoded), ticket, loop.time() + self._ack_timeout_s)
 
     def _offer(self, entry: Entry[Ticket], *, may_wait: bool) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import grpc
 import structlog
+from opentelemetry.trace import Span
 
 from aither.flux.v1.flux_service_pb2 import (
     Durability,
@@ -16,8 +18,9 @@ from aither.flux.v1.flux_service_pb2 import (
     PublishStreamResponse,
 )
 from aither_sdk.backoff import FullJitter
-from aither_sdk.channels import open_channel
+from aither_sdk.dialling import Dialler
 from aither_sdk.errors import AitherError, Internal, Unavailable
+from aither_sdk.messaging_spans import end_send_span, send_span
 from aither_sdk.publisher_buffer import Entry, PublishBuffer
 from aither_sdk.stream_faults import (
     HOPELESS,
@@ -56,14 +59,13 @@ class PublisherStream:
 
     def __init__(
         self,
-        address: str,
+        dialler: Dialler,
         buffer: PublishBuffer[Any],
         listener: Listener,
         *,
         silence_s: float,
         durability: Durability.ValueType,
     ) -> None:
-        self.address = address
         self.opened = 0
         """Streams opened so far."""
         self.connected = False
@@ -74,8 +76,9 @@ class PublisherStream:
         self._listener = listener
         self._silence_s = silence_s
         self._tail = PublishStreamRequest(durability=durability).SerializeToString()
-        self._channel: grpc.aio.Channel | None = None
+        self._dialler = dialler
         self._call: Call | None = None
+        self._spans: deque[Span] = deque()  # of the batches in flight
         self._work = asyncio.Event()
         self._finishing = asyncio.Event()
         self._backoff = FullJitter()
@@ -86,7 +89,7 @@ class PublisherStream:
 
     def open(self) -> None:
         """Makes the channel; dials when there is something to send. Raises SelfDialError."""
-        self._channel = open_channel(self.address)
+        self._dialler.open()
 
     def wake(self) -> None:
         """There may be something to send."""
@@ -109,8 +112,7 @@ class PublisherStream:
 
     async def aclose(self) -> None:
         """Closes the channel; `run` has ended by then."""
-        if self._channel is not None:
-            await self._channel.close(None)
+        await self._dialler.aclose()
 
     async def run(self) -> None:
         """Ends after `finish` when the buffer is empty, or when it is cancelled."""
@@ -121,10 +123,11 @@ class PublisherStream:
                     return
                 wait_s = self._settle(end)
             except Exception as defect:  # nobody may wait for a task that is dead
-                _log.exception("publisher.failed", address=self.address)
+                _log.exception("publisher.failed", address=self._dialler.address)
                 told = f"the publisher failed: {type(defect).__name__}: {defect}"
                 self._refuse(self._buffer.fail_all(), StreamEnd(Code.INTERNAL, Internal(told)))
                 wait_s = self._backoff.next_s()
+            await self._dialler.move_on()
             await self._pause(wait_s)
 
     async def _until_work(self) -> bool:
@@ -149,8 +152,7 @@ class PublisherStream:
 
     async def _one_stream(self) -> StreamEnd | None:
         """Runs a stream to its end and puts back what was not answered. None: all done, closing."""
-        assert self._channel is not None
-        method: Method = self._channel.stream_stream(
+        method: Method = self._dialler.channel.stream_stream(
             _METHOD,
             request_serializer=None,
             response_deserializer=PublishStreamResponse.FromString,
@@ -174,17 +176,26 @@ class PublisherStream:
             call.cancel()
             await asyncio.wait({sender})
             self._buffer.broken()
+            while self._spans:
+                end_send_span(self._spans.popleft(), error="UNANSWERED")
         if not sender.cancelled() and sender.exception() is not None:
             failure = sender.exception()
         if failure is None and self._finishing.is_set() and self._buffer.empty:
             return None
-        return end_of(failure, self.address)
+        return end_of(failure, self._dialler.address)
 
     async def _send(self, call: Call) -> None:
         try:
             while True:
                 batch = self._buffer.next_batch(asyncio.get_running_loop().time())
                 if batch is not None:
+                    self._spans.append(
+                        send_span(
+                            self._dialler.address,
+                            (entry.ticket.subject for entry in batch.entries),
+                            (entry.ticket.traceparent for entry in batch.entries),
+                        )
+                    )
                     frames = [entry.frame for entry in batch.entries]
                     frames.append(self._tail)
                     await call.write(b"".join(frames))
@@ -207,6 +218,7 @@ class PublisherStream:
                 return  # EOF
             entries = self._buffer.answered(len(response.results))
             self._heard_s = asyncio.get_running_loop().time()
+            end_send_span(self._spans.popleft())
             if not self.connected:
                 self._proved()
             self._listener.answered(entries, response.results)
@@ -214,7 +226,7 @@ class PublisherStream:
 
     def _proved(self) -> None:
         if self._breaks:
-            _log.info("publisher.reconnected", address=self.address, attempts=self._breaks)
+            _log.info("publisher.reconnected", address=self._dialler.address, attempts=self._breaks)
         self.connected, self.trouble = True, ""
         self._breaks = self._suspicions = 0
         self._backoff.reset()
@@ -229,7 +241,7 @@ class PublisherStream:
         if self._breaks == 1:
             _log.warning(
                 "publisher.disconnected",
-                address=self.address,
+                address=self._dialler.address,
                 code=end.code.name,
                 reason=end.error.message,
                 unanswered_events=self._buffer.events,
@@ -250,7 +262,7 @@ class PublisherStream:
     def _refuse(self, entries: Sequence[Entry[Any]], end: StreamEnd) -> None:
         _log.error(
             "publisher.refused",
-            address=self.address,
+            address=self._dialler.address,
             code=end.code.name,
             reason=end.error.message,
             events=len(entries),
@@ -258,4 +270,6 @@ class PublisherStream:
         self._listener.refused(entries, end.error)
 
     def _silence(self) -> AitherError:
-        return Unavailable(f"Flux at {self.address} did not answer for {self._silence_s:g} s")
+        return Unavailable(
+            f"Flux at {self._dialler.address} did not answer for {self._silence_s:g} s"
+        )

@@ -20,6 +20,7 @@ class Ticket:
     future: asyncio.Future[PublishResult]
     subject: str
     event_id: str
+    traceparent: str
     timed: bool
     """Whether `ack_timeout_s` applies: it does for `publish`, not for `enqueue`."""
 

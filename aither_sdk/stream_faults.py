@@ -22,7 +22,8 @@ REFUSED = frozenset(
 """What was asked is wrong; asking it again gives the same answer."""
 
 SUSPICIOUS = frozenset({Code.INTERNAL, Code.UNKNOWN, Code.DATA_LOSS})
-"""Perhaps a proxy's hiccup, perhaps a defect that what was sent brings out each time."""
+"""Perhaps a proxy's hiccup, perhaps a defect that what was sent brings out each time; DATA_LOSS is
+one of Flux's own for who only reads."""
 
 
 class StreamEnd:
@@ -37,7 +38,7 @@ class StreamEnd:
     @property
     def permanent(self) -> bool:
         """Whether dialling again is useless."""
-        return self.code in HOPELESS or self.code in REFUSED
+        return self.code in HOPELESS or self.code in REFUSED or self.code is Code.DATA_LOSS
 
     def __str__(self) -> str:
         return f"{self.code.name}: {self.error.message}"

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 import structlog
 
 from aither.flux.v1.event_pb2 import Event
-from aither.flux.v1.flux_service_pb2 import Gap, GapReason, SlowPolicy
+from aither.flux.v1.flux_service_pb2 import Gap, GapReason
+from aither_sdk.dialling import Addresses, Dialler
 from aither_sdk.errors import DeadlineExceeded, FailedPrecondition
-from aither_sdk.events import set_current_event
+from aither_sdk.events import handling, set_current_event
+from aither_sdk.messaging_spans import destination_template, process_span
 from aither_sdk.subscriber_cursor import Cursor, Step
+from aither_sdk.subscriber_state import SubscriberState, SubscriberStatistics
 from aither_sdk.subscriber_stream import SubscriberStream
 from aither_sdk.subscription import (
     EARLIEST,
@@ -24,6 +28,7 @@ from aither_sdk.subscription import (
     NEW,
     OnNewEpoch,
     Position,
+    SlowPolicyName,
     Start,
     Subscription,
     after,
@@ -47,45 +52,6 @@ _log = structlog.get_logger()
 _SILENT_HEARTBEATS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class SubscriberState:
-    """How it stands. `connected` changes at once, the others when all before them is handled."""
-
-    connected: bool = False
-    """Whether a stream is open and Flux has answered on it."""
-    reason: str = "not connected yet"
-    """Why it is not connected; "" when it is."""
-    epoch: str = ""
-    """Which life of the log the events come from; "" before the first answer."""
-    snapshot_complete: bool = False
-    """LAST_PER_SUBJECT: the whole snapshot has been handled. Always True for other starts."""
-    caught_up: bool = False
-    """Everything that was in the log has been handled; False again when Flux says otherwise."""
-
-
-@dataclass(frozen=True, slots=True)
-class SubscriberStatistics:
-    """Counts since the subscriber was opened, and how it stands."""
-
-    received: int
-    """Events received, duplicates not counted."""
-    handled: int
-    """Events handled: those before the one that was asked for last."""
-    duplicates: int
-    """Events left out because they came again or out of order."""
-    gaps: int
-    """Holes that Flux told of."""
-    missed_events: int
-    """Sequences inside them: at most so many events were missed."""
-    reconnects: int
-    """Streams after the first one."""
-    connected: bool
-    lag_events: int | None
-    """Events the log had after the position, by Flux's last word; None before it said anything."""
-    silent_s: float | None
-    """Seconds since the last message of any kind; None before the first."""
-
-
 class Subscriber:
     """Follows the subjects that match `filters`: `async for event in subscriber`.
 
@@ -96,11 +62,12 @@ class Subscriber:
     rest stays with Flux.
 
     A broken or silent stream (nothing for three heartbeats) is opened again with full jitter
-    (0.05..2 s), for ever. What dialling again cannot change is raised by the iteration:
-    InvalidArgument for a filter, Unimplemented, PermissionDenied, OutOfRange for a position beyond
-    the log, and FailedPrecondition with reason EPOCH_MISMATCH when the log is not the one that was
-    left; `on_new_epoch="restart"` instead takes the other log from its beginning (its snapshot for
-    LAST_PER_SUBJECT), with a warning and a changed `state.epoch`.
+    (0.05..2 s), at the next address if there are several nodes of one bus, for ever. What dialling
+    again cannot change is raised by the iteration: InvalidArgument for a filter, Unimplemented,
+    PermissionDenied, OutOfRange for a position beyond the log, DataLoss for a damaged one, TooSlow
+    when `slow_policy` asks for it, and FailedPrecondition with reason EPOCH_MISMATCH when the log
+    is not the one that was left; `on_new_epoch="restart"` instead takes the other log from its
+    beginning (its snapshot for LAST_PER_SUBJECT), with a warning and a changed `state.epoch`.
 
     While the loop handles an event, it is the cause of all that the task publishes. Use it with
     `async with`, on one event loop, with one iteration at a time.
@@ -108,7 +75,7 @@ class Subscriber:
 
     def __init__(
         self,
-        address: str,
+        address: Addresses,
         filters: Sequence[str] = (),
         *,
         start: Start = NEW,
@@ -117,7 +84,7 @@ class Subscriber:
         exclude_sources: Sequence[str] = (),
         max_batch_events: int = 0,
         stop_sequence: int | None = None,
-        slow_policy: SlowPolicy.ValueType = SlowPolicy.SLOW_POLICY_UNSPECIFIED,
+        slow_policy: SlowPolicyName = "catch_up",
         silence_timeout_s: float | None = None,
         on_new_epoch: OnNewEpoch = "raise",
         on_gap: Callable[[Gap], None] | None = None,
@@ -126,9 +93,12 @@ class Subscriber:
         """Raises InvalidArgument naming every bad filter and setting.
 
         No filters follow everything. `stop_sequence` ends the iteration once it was passed.
-        `silence_timeout_s` unset: three heartbeats. `on_gap` runs in the iterating task, in its
-        place among the events, and what it raises ends the iteration. `on_state` is called at each
-        change of `state`; what it raises is logged. Both must be quick and cannot wait.
+        `slow_policy` says what Flux does when this loop is slow: "catch_up" delivers everything,
+        "conflate" skips to the newest event of each subject and tells a gap, "disconnect" ends the
+        iteration with TooSlow. `silence_timeout_s` unset: three heartbeats. `on_gap` runs in the
+        iterating task, in its place among the events, and what it raises ends the iteration.
+        `on_state` is called at each change of `state`; what it raises is logged. Both must be quick
+        and cannot wait.
         """
         if isinstance(filters, str):
             filters = (filters,)
@@ -141,11 +111,11 @@ class Subscriber:
             stop_sequence,
             slow_policy,
         )
-        self.address = address
+        self._dialler = Dialler(address)
         self.filters = subscription.filters
         self._cursor = Cursor(start)
         self._stream = SubscriberStream(
-            address,
+            self._dialler,
             subscription,
             self._cursor,
             self,
@@ -228,9 +198,17 @@ class Subscriber:
     def batches(self) -> AsyncIterator[Sequence[Event]]:
         """Events in sequences, as they came over the wire: the fast path.
 
-        A batch is handled when the next one is asked for. It sets no cause: use `handling(event)`.
+        A batch is handled when the next one is asked for. It sets no cause: use `handling`.
         """
         return _Batches(self)
+
+    @contextmanager
+    def handling(self, event: Event) -> Iterator[Event]:
+        """Everything published inside is caused by `event`, and a `process` span, linked to the
+        span that published it, tells how long it took."""
+        template = destination_template(event.subject, self.filters)
+        with process_span(event, template), handling(event):
+            yield event
 
     @property
     def position(self) -> Position:
@@ -241,6 +219,11 @@ class Subscriber:
         if self._step is None or self._whole or self._index == 0:
             return self._position
         return Position(self._step.position.epoch, self._events[self._index - 1].sequence)
+
+    @property
+    def address(self) -> str:
+        """Which Flux node is dialled."""
+        return self._dialler.address
 
     @property
     def state(self) -> SubscriberState:

@@ -9,6 +9,7 @@ from operator import lt
 
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import (
+    GAP_REASON_COMPACTED,
     GAP_REASON_CONFLATED,
     ClosingReason,
     Gap,
@@ -19,6 +20,9 @@ from aither_sdk.errors import FailedPrecondition
 from aither_sdk.subscription import EARLIEST, LAST_PER_SUBJECT, Position, Start, after
 
 EPOCH_MISMATCH = "EPOCH_MISMATCH"
+
+_LEAVES_SOME = frozenset({GAP_REASON_CONFLATED, GAP_REASON_COMPACTED})
+"""Gaps with events left in them, which come after it: the position stays before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class Cursor:
         self.epoch = start.position.epoch
         self._start = start
         self._sequence = start.position.sequence
+        self._told_to = 0  # up to where gaps of the kind that leaves some were told
         self._anchored = start.kind == "after"
         # An interrupted snapshot is begun again: the rest of it cannot be had by sequence alone,
         # because the newest event of a quiet subject may be older than what the log still holds.
@@ -89,7 +94,7 @@ class Cursor:
 
     def renew(self) -> Step:
         """Gives up the old log; the next stream takes the other one from its beginning."""
-        self.epoch, self._sequence = "", 0
+        self.epoch, self._sequence, self._told_to = "", 0, 0
         self._snapshot_due = self._start.kind == "last_per_subject"
         self._start, self._anchored = EARLIEST, False
         if self._snapshot_due:
@@ -155,17 +160,19 @@ class Cursor:
         return fresh
 
     def _gap(self, gap: Gap) -> Gap | None:
-        if gap.reason == GAP_REASON_CONFLATED:
-            # What stands for the missing ones comes after it, with sequences inside the gap.
-            self.gaps += 1
-            self.missed_events += gap.to_sequence - gap.from_sequence + 1
-            return gap
         first_missing = max(gap.from_sequence, self._sequence + 1)
+        if gap.reason in _LEAVES_SOME:
+            first_missing = max(first_missing, self._told_to + 1)
         if gap.to_sequence < first_missing:
-            return None  # told already on an earlier stream
+            return None  # told on an earlier stream, which broke between it and what comes after
+        if gap.reason in _LEAVES_SOME:
+            self._told_to = gap.to_sequence
+        else:
+            self._reach(gap.to_sequence)
         self.gaps += 1
-        self.missed_events += gap.to_sequence - first_missing + 1
-        self._reach(gap.to_sequence)
+        whole = first_missing == gap.from_sequence
+        span = gap.to_sequence - first_missing + 1
+        self.missed_events += gap.missing_events if gap.missing_events and whole else span
         return gap
 
     def _end_snapshot(self) -> None:

@@ -16,15 +16,17 @@ from aither.flux.v1.flux_service_pb2 import (
     SubscribeResponse,
 )
 from aither_sdk.backoff import MOST_S, FullJitter
-from aither_sdk.channels import open_channel
-from aither_sdk.errors import AitherError, Internal, Unavailable
-from aither_sdk.stream_faults import StreamEnd, end_of, is_own_cancellation
+from aither_sdk.dialling import Dialler
+from aither_sdk.errors import AitherError, DataLoss, Internal, TooSlow, Unavailable
+from aither_sdk.stream_faults import Code, StreamEnd, end_of, is_own_cancellation
 from aither_sdk.subscriber_cursor import EPOCH_MISMATCH, Cursor, Step
 from aither_sdk.subscription import OnNewEpoch, Subscription
 
 _log = structlog.get_logger()
 
 _METHOD = "/aither.flux.v1.FluxService/Subscribe"
+_PATIENCE = 10
+"""Streams in a row that other nodes may refuse because they do not hold the position yet."""
 _AHEAD_STEPS = 8
 """Messages without events that may lie before the consumer; with events it is one."""
 
@@ -43,7 +45,7 @@ class SubscriberStream:
 
     def __init__(
         self,
-        address: str,
+        dialler: Dialler,
         subscription: Subscription,
         cursor: Cursor,
         listener: Listener,
@@ -51,7 +53,6 @@ class SubscriberStream:
         silence_s: float,
         on_new_epoch: OnNewEpoch,
     ) -> None:
-        self.address = address
         self.opened = 0
         """Streams that were `started`."""
         self.heard_s: float | None = None
@@ -61,7 +62,7 @@ class SubscriberStream:
         self._listener = listener
         self._silence_s = silence_s
         self._on_new_epoch = on_new_epoch
-        self._channel: grpc.aio.Channel | None = None
+        self._dialler = dialler
         self._steps: deque[Step] = deque()
         self._ready = asyncio.Event()  # set while there is a step, or the end
         self._room = asyncio.Event()  # set while one more message may be read
@@ -74,14 +75,13 @@ class SubscriberStream:
 
     def open(self) -> None:
         """Makes the channel. Raises SelfDialError."""
-        self._channel = open_channel(self.address)
+        self._dialler.open()
 
     async def aclose(self) -> None:
         """Ends the waiting of consumers and closes the channel; `run` has ended by then."""
         self._end(None)
         self._steps.clear()
-        if self._channel is not None:
-            await self._channel.close(None)
+        await self._dialler.aclose()
 
     # -- the consumer's side
 
@@ -112,25 +112,25 @@ class SubscriberStream:
 
     async def run(self) -> None:
         """Ends when the stop sequence was passed or the subscription cannot go on."""
-        assert self._channel is not None
         error: AitherError | None = None
         try:
             while True:
-                wait_s = await self._one_stream(self._channel)
+                wait_s = await self._one_stream()
                 if wait_s is None:
                     break
+                await self._dialler.move_on()
                 await asyncio.sleep(wait_s)
         except AitherError as permanent:
             error = permanent
         except Exception as defect:  # a stream that stops silently is the worst it could do
-            _log.exception("subscriber.failed", address=self.address)
+            _log.exception("subscriber.failed", address=self._dialler.address)
             error = Internal(f"the subscriber failed: {type(defect).__name__}: {defect}")
         finally:
             self._end(error)
 
-    async def _one_stream(self, channel: grpc.aio.Channel) -> float | None:
+    async def _one_stream(self) -> float | None:
         """Runs a stream to its end; returns the wait before the next one, None after the last."""
-        method: Method = channel.unary_stream(
+        method: Method = self._dialler.channel.unary_stream(
             _METHOD,
             request_serializer=_encoded,
             response_deserializer=SubscribeResponse.FromString,
@@ -154,19 +154,21 @@ class SubscriberStream:
             self._backoff.reset()  # one that is cut again at once has not proved itself
         if failure is None and last is not None and last.closing is not None:
             return self._closed(last)
-        return self._broken(end_of(failure, self.address))
+        return self._broken(end_of(failure, self._dialler.address))
 
     async def _start(self, call: Call) -> None:
         response = await self._read(call)
         if response is None or not response.HasField("started"):
-            raise Unavailable(f"Flux at {self.address} did not begin the stream with `started`")
+            raise Unavailable(
+                f"Flux at {self._dialler.address} did not begin the stream with `started`"
+            )
         self._cursor.started(response.started)
         self.opened += 1
         self._started.set()
         if self._breaks:
             _log.info(
                 "subscriber.resumed",
-                address=self.address,
+                address=self._dialler.address,
                 filters=self._subscription.filters,
                 after_sequence=self._cursor.position.sequence,
                 attempts=self._breaks,
@@ -192,7 +194,7 @@ class SubscriberStream:
             async with asyncio.timeout(self._silence_s):
                 response = await call.read()
         except TimeoutError:
-            told = f"Flux at {self.address} was silent for {self._silence_s:g} s"
+            told = f"Flux at {self._dialler.address} was silent for {self._silence_s:g} s"
             raise Unavailable(told) from None
         self.heard_s = asyncio.get_running_loop().time()
         return response if isinstance(response, SubscribeResponse) else None
@@ -211,15 +213,14 @@ class SubscriberStream:
         if last.closing == CLOSING_REASON_STOP_REACHED:
             return None
         if last.closing == CLOSING_REASON_TOO_SLOW:
-            self._listener.connection(False, "too slow: Flux ended the stream")
-            _log.warning(
-                "subscriber.too_slow",
-                address=self.address,
-                filters=self._subscription.filters,
-                position=last.position.sequence,
+            epoch, sequence = last.position.epoch, last.position.sequence
+            raise TooSlow(
+                f"Flux ended the stream at {sequence} because events came faster than they were "
+                "handled and the slow policy is DISCONNECT; resume with after(position), begin "
+                "with NEW, or choose another policy",
+                metadata={"epoch": epoch, "sequence": str(sequence)},
             )
-        else:
-            self._listener.connection(False, "Flux is draining")
+        self._listener.connection(False, "Flux is draining")
         return self._backoff.short_s()
 
     def _broken(self, end: StreamEnd) -> float:
@@ -227,20 +228,20 @@ class SubscriberStream:
         if end.error.reason == EPOCH_MISMATCH and self._on_new_epoch == "restart":
             _log.warning(
                 "subscriber.new_epoch",
-                address=self.address,
+                address=self._dialler.address,
                 filters=self._subscription.filters,
                 left=self._cursor.position.sequence,
                 reason=end.error.message,
             )
             self._put(self._cursor.renew())
             return self._backoff.next_s()
-        if end.permanent:
-            raise end.error
         self._breaks += 1
+        if end.permanent and not self._is_lagging_node(end):
+            raise _damaged(end.error) if isinstance(end.error, DataLoss) else end.error
         if self._breaks == 1:
             _log.warning(
                 "subscriber.disconnected",
-                address=self.address,
+                address=self._dialler.address,
                 filters=self._subscription.filters,
                 code=end.code.name,
                 reason=end.error.message,
@@ -248,12 +249,27 @@ class SubscriberStream:
             )
         return self._backoff.next_s(end.error.retry_after_s)
 
+    def _is_lagging_node(self, end: StreamEnd) -> bool:
+        """Whether one of several nodes may only be late to hear of what another one delivered."""
+        several = len(self._dialler.addresses) > 1 and self.opened > 0
+        return several and end.code is Code.OUT_OF_RANGE and self._breaks <= _PATIENCE
+
     def _end(self, error: AitherError | None) -> None:
         if not self._over:
             self._over, self._error = True, error
             self._listener.connection(False, "closed" if error is None else error.message)
         self._ready.set()
         self._started.set()
+
+
+def _damaged(error: DataLoss) -> DataLoss:
+    return DataLoss(
+        f"{error.message}. What comes before it was handed out. Take damaged records out with "
+        "`aither flux verify` and `aither flux repair` (a gap will tell of them), or go on behind "
+        "them with after(sequence)",
+        reason=error.reason,
+        metadata=error.metadata,
+    )
 
 
 def _encoded(request: SubscribeRequest) -> bytes:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from google.protobuf.duration_pb2 import Duration
-
 from aither.flux.v1.flux_service_pb2 import (
     SlowPolicy,
     StartEarliest,
@@ -17,9 +15,17 @@ from aither.flux.v1.flux_service_pb2 import (
     SubscribeRequest,
 )
 from aither_sdk.errors import FieldViolation, InvalidArgument
+from aither_sdk.spans import duration_of
 from aither_sdk.subjects import MAX_FILTERS, filter_fault
 
 OnNewEpoch = Literal["raise", "restart"]
+SlowPolicyName = Literal["catch_up", "conflate", "disconnect"]
+
+_SLOW_POLICIES: dict[str, SlowPolicy.ValueType] = {
+    "catch_up": SlowPolicy.SLOW_POLICY_CATCH_UP,
+    "conflate": SlowPolicy.SLOW_POLICY_CONFLATE,
+    "disconnect": SlowPolicy.SLOW_POLICY_DISCONNECT,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ class Subscription:
     exclude_sources: tuple[str, ...]
     max_batch_events: int
     stop_sequence: int | None
-    slow_policy: SlowPolicy.ValueType
+    slow_policy: SlowPolicyName
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument naming everything that is wrong, before anything is dialled."""
@@ -92,9 +98,9 @@ class Subscription:
             filters=self.filters,
             exclude_sources=self.exclude_sources,
             max_batch_events=self.max_batch_events,
-            slow_policy=self.slow_policy,
+            slow_policy=_SLOW_POLICIES[self.slow_policy],
             client_name=self.client_name,
-            heartbeat_interval=_duration(self.heartbeat_s),
+            heartbeat_interval=duration_of(self.heartbeat_s),
         )
         if self.stop_sequence is not None:
             request.stop_sequence = self.stop_sequence
@@ -121,12 +127,9 @@ class Subscription:
             faults.append(("heartbeat_s", f"{self.heartbeat_s:g}; must be 1..300 seconds"))
         if len(self.exclude_sources) > 16:
             faults.append(("exclude_sources", f"{len(self.exclude_sources)}; 16 at most"))
+        if self.slow_policy not in _SLOW_POLICIES:
+            known = ", ".join(_SLOW_POLICIES)
+            faults.append(("slow_policy", f'"{self.slow_policy}"; must be one of {known}'))
         if not 0 <= self.max_batch_events <= 4096:
             faults.append(("max_batch_events", "must be 1..4096, or 0 to let Flux choose"))
         return faults
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(int(seconds * 1e9))
-    return duration

@@ -117,9 +117,23 @@ class FluxStub(flux_service_pb2_grpc.FluxServiceServicer):
     async def start(self) -> None:
         """Listens, on the port of before if there was one."""
         self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", 8 * 2**20)])
-        flux_service_pb2_grpc.add_FluxServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self.register(self._server)
+        self.port = await self._bound(self._server)
         await self._server.start()
+
+    async def _bound(self, server: grpc.aio.Server) -> int:
+        """A port of before may be held for a moment by a client that dialled it in vain."""
+        end_s = asyncio.get_running_loop().time() + 10
+        while True:
+            try:
+                return server.add_insecure_port(f"127.0.0.1:{self.port}")
+            except RuntimeError:
+                if asyncio.get_running_loop().time() > end_s:
+                    raise
+                await asyncio.sleep(0.05)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        flux_service_pb2_grpc.add_FluxServiceServicer_to_server(self, server)
 
     async def stop(self) -> None:
         """Breaks every stream at once, as a killed process does."""

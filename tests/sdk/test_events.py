@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -18,7 +19,14 @@ from aither.flux.v1.flux_service_pb2 import PublishStreamRequest
 from aither.runtime.v1.runtime_events_pb2 import ServiceStarted
 from aither_sdk.errors import InvalidArgument
 from aither_sdk.event_rules import MAX_EVENT_BYTES, check_event, check_event_size
-from aither_sdk.events import current_event, event_frame, handling, new_event, payload_of
+from aither_sdk.events import (
+    current_event,
+    event_frame,
+    fields_of,
+    handling,
+    new_event,
+    payload_of,
+)
 
 
 def test_event_has_identity_source_and_time_of_its_own() -> None:
@@ -170,3 +178,18 @@ def test_a_payload_that_cannot_be_read_names_its_type(
     with pytest.raises(InvalidArgument, match=told) as caught:
         payload_of(new_event("a.b", packed, source="s"))
     assert type_name in caught.value.message
+
+
+def test_expiry_counts_from_now_or_is_an_instant() -> None:
+    before_ns = time.time_ns()
+    event = new_event("a.b", source="s", expire_after_s=90)
+    assert 89 < (event.expire_time.ToNanoseconds() - before_ns) / 1e9 < 95
+    noon = datetime(2030, 1, 1, 12)
+    assert new_event("a.b", source="s", expire_time=noon).expire_time.ToDatetime() == noon
+    assert not new_event("a.b", source="s").HasField("expire_time")
+
+
+def test_fields_are_those_of_a_mapping_and_of_nothing_else() -> None:
+    assert fields_of(new_event("a.b", {"n": 1}, source="s")) == {"n": 1.0}
+    with pytest.raises(InvalidArgument, match='"nothing"; a mapping is needed'):
+        fields_of(new_event("a.b", source="s"))

@@ -217,7 +217,7 @@ async with life.announcing(say):
 
 def test_a_service_of_seventeen_lines_answers_and_drains(tmp_path: Path) -> None:
     """The shipped example, against a real Flux."""
-    example = Path(__file__).parents[2] / "examples" / "03_new_service.py"
+    example = Path(__file__).parents[2] / "examples" / "07_new_service.py"
     follow = """
 async with life.publisher() as publisher, life.subscriber(["demo.greeted"]) as answers:
     life.serving()

@@ -516,7 +516,7 @@ async def test_defect_within_fails_what_is_pending_and_the_publisher_goes_on(
 ) -> None:
     async with Publisher(flux.address, source="me") as publisher:
         with monkeypatch.context() as broken:
-            broken.setattr(publisher._stream, "_channel", None)
+            broken.setattr(publisher._stream._dialler, "_channel", None)
             with pytest.raises(Internal, match="the publisher failed"):
                 await publisher.publish("a.b", id="one")
         assert (await publisher.publish("a.b", id="one")).sequence == 1

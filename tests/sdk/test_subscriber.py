@@ -11,17 +11,20 @@ import pytest
 from aither.flux.v1.flux_service_pb2 import (
     CLOSING_REASON_DRAINING,
     CLOSING_REASON_STOP_REACHED,
+    CLOSING_REASON_TOO_SLOW,
     GAP_REASON_TRIMMED,
     CaughtUp,
     Closing,
     FellBehind,
     Gap,
     Progress,
+    SlowPolicy,
     SubscribeRequest,
     SubscribeResponse,
 )
 from aither_sdk.errors import (
     AitherError,
+    DataLoss,
     DeadlineExceeded,
     FailedPrecondition,
     Internal,
@@ -29,6 +32,7 @@ from aither_sdk.errors import (
     OutOfRange,
     PermissionDenied,
     ResourceExhausted,
+    TooSlow,
     Unavailable,
     Unimplemented,
 )
@@ -555,3 +559,61 @@ async def test_defect_within_is_raised_not_a_silent_end(
     async with subscriber:
         with pytest.raises(Internal, match="the subscriber failed: TypeError"):
             await anext(subscriber)
+
+
+async def test_slow_subscriber_that_asked_for_it_is_told_with_its_place(flux: FluxStub) -> None:
+    closing = Closing(reason=CLOSING_REASON_TOO_SLOW, resume_sequence=3, epoch="epoch-1")
+    flux.scenes.append(scene(flux.started(), events(1, 2, 3), SubscribeResponse(closing=closing)))
+    async with Subscriber(flux.address, start=EARLIEST, slow_policy="disconnect") as subscriber:
+        assert await taken(subscriber, 3) == [1, 2, 3]
+        with pytest.raises(TooSlow, match="slow policy is DISCONNECT") as caught:
+            await anext(subscriber)
+        assert caught.value.metadata == {"epoch": "epoch-1", "sequence": "3"}
+        assert subscriber.position == Position("epoch-1", 3)
+    assert flux.subscribe_requests[0].slow_policy == SlowPolicy.SLOW_POLICY_DISCONNECT
+
+
+async def test_damaged_log_is_told_once_with_what_to_do(flux: FluxStub) -> None:
+    damaged = DataLoss("record 3 is damaged", metadata={"sequence": "3"})
+    flux.scenes.append(scene(flux.started(), events(1, 2), damaged))
+    async with Subscriber(flux.address, start=EARLIEST) as subscriber:
+        assert await taken(subscriber, 2) == [1, 2]
+        with pytest.raises(DataLoss, match="aither flux repair") as caught:
+            await anext(subscriber)
+        assert caught.value.metadata["sequence"] == "3"
+    assert len(flux.subscribe_requests) == 1  # not asked for ever
+
+
+async def test_subscriber_goes_on_at_the_next_node_where_it_was() -> None:
+    async with FluxStub() as first, FluxStub() as second:
+        for stub in (first, second):
+            await stub.append(*[made(f"a.n{n}", id=f"e{n}") for n in range(4)])
+        addresses = f"{first.address},{second.address}"
+        async with Subscriber(addresses, ["a.*"], start=EARLIEST) as subscriber:
+            assert await taken(subscriber, 2) == [1, 2]
+            await first.stop()
+            await second.append(made("a.more"))
+            assert await taken(subscriber, 3) == [3, 4, 5]
+            assert subscriber.address == second.address
+        request = second.subscribe_requests[-1]
+        assert (request.after_sequence, request.resume_epoch) == (4, "epoch-1")
+
+
+async def test_node_that_is_late_to_hear_is_asked_again(flux: FluxStub) -> None:
+    async with FluxStub() as late:
+        flux.scenes.append(scene(flux.started(), events(1, 2), Unavailable("killed")))
+        late.scenes.append(scene(OutOfRange("2 is beyond the end, which is 1")))
+        flux.scenes.append(scene(flux.started(2), events(3)))
+        async with Subscriber([flux.address, late.address], start=EARLIEST) as subscriber:
+            assert await taken(subscriber, 3) == [1, 2, 3]
+    assert len(late.subscribe_requests) == 1
+
+
+async def test_unknown_slow_policy_is_refused_before_anything_is_dialled() -> None:
+    with pytest.raises(InvalidArgument, match="must be one of catch_up, conflate, disconnect"):
+        Subscriber("127.0.0.1:1", slow_policy="hurry")  # type: ignore[arg-type]
+
+
+async def test_no_address_is_told() -> None:
+    with pytest.raises(InvalidArgument, match="no address"):
+        Subscriber(" , ")

@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 
 from aither.flux.v1.flux_service_pb2 import (
     CLOSING_REASON_DRAINING,
+    GAP_REASON_COMPACTED,
     GAP_REASON_CONFLATED,
     GAP_REASON_TRIMMED,
+    GAP_REASON_UNREADABLE,
     CaughtUp,
     Closing,
     FellBehind,
     Gap,
+    GapReason,
     Progress,
     SnapshotEnd,
     Started,
@@ -135,3 +138,27 @@ def test_another_log_is_refused_and_can_be_taken_from_its_beginning() -> None:
     cursor.started(Started(epoch="other"))
     assert given_out(cursor.take(events(1))) == [1]
     assert cursor.position == Position("other", 1)
+
+
+@pytest.mark.parametrize("reason", [GAP_REASON_CONFLATED, GAP_REASON_COMPACTED])
+def test_gap_that_leaves_some_is_told_once_though_the_stream_breaks_inside_it(
+    reason: GapReason.ValueType,
+) -> None:
+    cursor = Cursor(after(0, "e"))
+    cursor.started(Started(epoch="e"))
+    gap = Gap(from_sequence=1, to_sequence=9, reason=reason, missing_events=7)
+    assert cursor.take(SubscribeResponse(gap=gap)).gap == gap
+    assert cursor.take(SubscribeResponse(events=stored(4))).position == Position("e", 4)
+    assert cursor.take(SubscribeResponse(gap=gap)).gap is None  # resumed: Flux tells it again
+    assert len(cursor.take(SubscribeResponse(events=stored(9))).events) == 1
+    assert (cursor.gaps, cursor.missed_events) == (1, 7)
+
+
+def test_unreadable_event_inside_a_compacted_gap_is_told_too() -> None:
+    cursor = Cursor(after(0, "e"))
+    cursor.started(Started(epoch="e"))
+    compacted = Gap(from_sequence=1, to_sequence=9, reason=GAP_REASON_COMPACTED, missing_events=5)
+    damaged = Gap(from_sequence=6, to_sequence=6, reason=GAP_REASON_UNREADABLE, missing_events=1)
+    cursor.take(SubscribeResponse(gap=compacted))
+    step = cursor.take(SubscribeResponse(gap=damaged))
+    assert (step.gap, step.position) == (damaged, Position("e", 6))

@@ -1,6 +1,6 @@
 """A service of your own: health, drain, tracing and resume come with the runtime.
 
-.venv/bin/python examples/03_new_service.py
+.venv/bin/python examples/07_new_service.py
 """
 
 from aither_sdk import Life, run
