@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+import structlog
 from hypothesis import settings
 
 # Machines are busy at times: how long an example takes says nothing about what it shows.
 settings.register_profile("aither", deadline=None)
 settings.load_profile("aither")
+
+
+@pytest.fixture(autouse=True)
+def _log_settings_as_they_were() -> Iterator[None]:
+    """A command of the CLI sets logging for its whole process, which here is that of other tests."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)

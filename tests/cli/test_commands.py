@@ -67,14 +67,11 @@ def port_base(flux: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No settings of the surroundings, and the log settings of the tests as they were."""
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No settings of the surroundings."""
     for key in [key for key in os.environ if key.startswith("AITHER_")]:
         monkeypatch.delenv(key)
     monkeypatch.chdir(tmp_path)
-    before = structlog.get_config()
-    yield
-    structlog.configure(**before)
 
 
 Captured = pytest.CaptureFixture[str]

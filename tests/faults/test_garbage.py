@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -202,8 +203,18 @@ async def test_a_position_of_another_log_is_refused(stub: Any) -> None:
     assert error.code is grpc.StatusCode.OUT_OF_RANGE
 
 
+async def _last_of_a_quiet_log(stub: Any) -> int:
+    for _ in range(500):
+        read = await stub.Read(pb.ReadRequest(filters=["runtime.flux.started"]))
+        if read.events:
+            return int((await stub.GetStreamInfo(pb.GetStreamInfoRequest())).last_sequence)
+        await asyncio.sleep(0.01)
+    raise AssertionError("Flux has not announced itself")
+
+
 async def test_the_expected_last_sequence_guards_a_publish(stub: Any) -> None:
-    last = (await stub.GetStreamInfo(pb.GetStreamInfoRequest())).last_sequence
+    # Flux announces itself; what is expected is looked at after that.
+    last = await _last_of_a_quiet_log(stub)
     wrong = pb.PublishRequest(events=[event()], expected_last_sequence=last + 1)
     error = await refusal(stub.Publish(wrong))
     assert error.reason == "WRONG_LAST_SEQUENCE"
