@@ -6,19 +6,26 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from google.protobuf.any_pb2 import Any
 
+from aither.flux.v1.event_pb2 import Event
+from aither.flux.v1.flux_service_pb2 import DURABILITY_MEMORY
 from aither_sdk.events import new_event
 from aither_sdk.publisher import Publisher
 from aither_sdk.subscriber import Subscriber, SubscriberState
 from benchmarks.peers.base import Deliver, free_port, server_process
+from flux_svc.logs.sqlite import SqliteLog
 
-_TYPE_URL = "type.googleapis.com/bench.Body"
+_FILLED_AT_ONCE = 4000
+TYPE_URL = "type.googleapis.com/bench.Body"
 
 
 class FluxBus:
-    def __init__(self, address: str, publisher: Publisher, stack: AsyncExitStack) -> None:
+    def __init__(self, address: str, pid: int, publisher: Publisher, stack: AsyncExitStack) -> None:
+        self.pid = pid
         self._address = address
         self._publisher = publisher
         self._stack = stack
@@ -45,13 +52,59 @@ class FluxBus:
     async def publish(self, bodies: Sequence[bytes]) -> None:
         publisher = self._publisher
         for body in bodies:
-            event = new_event("bench.event", Any(type_url=_TYPE_URL, value=body), source="bench")
+            event = new_event("bench.event", Any(type_url=TYPE_URL, value=body), source="bench")
             publisher.enqueue(event)
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FluxServer:
+    address: str
+    pid: int
+    folder: Path
+
+
+@asynccontextmanager
+async def flux_server(log: str, folder: Path | None = None) -> AsyncIterator[FluxServer]:
+    """A fresh Flux, or one over the log that lies in `folder`."""
+    port = free_port()
+    data = str(folder) if folder is not None else "{folder}"
+    command = [sys.executable, "-m", "flux_svc", "--data-dir", data]
+    environment = {
+        "AITHER_FLUX__PORT": str(port),
+        "AITHER_FLUX__HEALTH_PORT": "0",
+        "AITHER_FLUX__LOG": log,
+    }
+    async with server_process(command, port, **environment) as server:
+        yield FluxServer(f"127.0.0.1:{port}", server.pid, folder or server.folder)
+
+
+async def filled_log(folder: Path, events: int, body: bytes, subjects: int = 1) -> None:
+    """Leaves a log of so many events in `folder`, as Flux would have written it."""
+    log = await SqliteLog.open(folder)
+    payload = Any(type_url=TYPE_URL, value=body)
+    try:
+        for start in range(0, events, _FILLED_AT_ONCE):
+            await log.append(
+                [
+                    Event(
+                        id=str(number),
+                        source="bench",
+                        subject=f"bench.event{number % subjects}"
+                        if subjects > 1
+                        else "bench.event",
+                        payload=payload,
+                    )
+                    for number in range(start, min(start + _FILLED_AT_ONCE, events))
+                ],
+                durability=DURABILITY_MEMORY,
+            )
+    finally:
+        await log.close()
 
 
 class FluxPeer:
@@ -64,20 +117,14 @@ class FluxPeer:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[FluxBus]:
-        port = free_port()
-        command = [sys.executable, "-m", "flux_svc", "--data-dir", "{folder}"]
-        environment = {
-            "AITHER_FLUX__PORT": str(port),
-            "AITHER_FLUX__HEALTH_PORT": "0",
-            "AITHER_FLUX__LOG": self._log,
-        }
-        address = f"127.0.0.1:{port}"
         async with (
-            server_process(command, port, **environment),
+            flux_server(self._log) as server,
             AsyncExitStack() as stack,
-            Publisher(address, source="bench", buffer_events=200_000, buffer_bytes=2**28) as sender,
+            Publisher(
+                server.address, source="bench", buffer_events=200_000, buffer_bytes=2**28
+            ) as sender,
         ):
-            bus = FluxBus(address, sender, stack)
+            bus = FluxBus(server.address, server.pid, sender, stack)
             try:
                 yield bus
             finally:

@@ -58,7 +58,8 @@ async def serve(port: int) -> None:
 
 
 class NaiveBus:
-    def __init__(self, address: str, stack: AsyncExitStack) -> None:
+    def __init__(self, address: str, pid: int, stack: AsyncExitStack) -> None:
+        self.pid = pid
         self._address = address
         self._stack = stack
         self._tasks: list[asyncio.Task[None]] = []
@@ -114,8 +115,8 @@ class NaivePeer:
     async def open(self) -> AsyncIterator[NaiveBus]:
         port = free_port()
         command = [sys.executable, "-m", "benchmarks.peers.naive", str(port)]
-        async with server_process(command, port), AsyncExitStack() as stack:
-            bus = NaiveBus(f"127.0.0.1:{port}", stack)
+        async with server_process(command, port) as server, AsyncExitStack() as stack:
+            bus = NaiveBus(f"127.0.0.1:{port}", server.pid, stack)
             try:
                 yield bus
             finally:

@@ -12,7 +12,8 @@ _PENDING_MESSAGES = 1_000_000
 
 
 class NatsBus:
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pid: int) -> None:
+        self.pid = pid
         self._url = url
         self._connections: list[Any] = []
         self._publisher: Any = None
@@ -57,8 +58,8 @@ class NatsPeer:
     async def open(self) -> AsyncIterator[NatsBus]:
         port = free_port()
         command = [find_program("nats-server") or "", "-a", "127.0.0.1", "-p", str(port)]
-        async with server_process(command, port):
-            bus = NatsBus(f"nats://127.0.0.1:{port}")
+        async with server_process(command, port) as server:
+            bus = NatsBus(f"nats://127.0.0.1:{port}", server.pid)
             try:
                 yield bus
             finally:
