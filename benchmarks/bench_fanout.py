@@ -16,9 +16,10 @@ import platform
 import statistics
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.peers.base import Bus
@@ -30,7 +31,8 @@ from benchmarks.peers.redis_bus import RedisPeer
 BODY_BYTES = 100
 WINDOW_EVENTS = 4_000
 CHUNK_EVENTS = 500
-WARMUP_EVENTS = 500
+_DIALLING = 100
+"""Subscribers that dial at once."""
 _STAMP = struct.Struct("<d")
 _PADDING = bytes(BODY_BYTES - _STAMP.size)
 
@@ -70,24 +72,40 @@ class Counter:
         return True
 
 
-async def measure_throughput(bus: Bus, subscribers: int, seconds: float) -> float:
-    """Deliveries a second."""
+async def measure_throughput(
+    bus: Bus,
+    subscribers: int,
+    seconds: float,
+    *,
+    body: bytes = bytes(BODY_BYTES),
+    window_events: int = WINDOW_EVENTS,
+    chunk_events: int = CHUNK_EVENTS,
+    begun: Callable[[], None] | None = None,
+) -> float:
+    """Deliveries a second. `begun` is called when everybody is there and the measuring begins."""
     counter = Counter(subscribers)
-    await bus.subscribe(subscribers, counter.deliver)
-    body = bytes(BODY_BYTES)
-    await bus.publish([body] * WARMUP_EVENTS)
-    if not await counter.until(WARMUP_EVENTS, 30):
+    for start in range(0, subscribers, _DIALLING):
+        count = min(_DIALLING, subscribers - start)
+        await bus.subscribe(count, partial(_deliver, counter, start))
+    await bus.publish([body] * chunk_events)
+    if not await counter.until(chunk_events, 30):
         raise RuntimeError("the warm-up did not arrive within 30 s")
-    published = WARMUP_EVENTS
+    published = chunk_events
+    if begun is not None:
+        begun()
     begin_s = time.monotonic()
     before = sum(counter.received)
     while time.monotonic() - begin_s < seconds:
-        await bus.publish([body] * CHUNK_EVENTS)
-        published += CHUNK_EVENTS
-        await counter.until(published - WINDOW_EVENTS, 60)
+        await bus.publish([body] * chunk_events)
+        published += chunk_events
+        await counter.until(published - window_events, 60)
     await counter.until(published, 60)
     took_s = time.monotonic() - begin_s
     return (sum(counter.received) - before) / took_s
+
+
+def _deliver(counter: Counter, first: int, number: int, bodies: list[bytes]) -> None:
+    counter.deliver(first + number, bodies)
 
 
 async def measure_delay(bus: Bus, subscribers: int, rate: float, seconds: float) -> Delays:

@@ -25,8 +25,13 @@ class Bus(Protocol):
     pid: int
     """The server's process."""
 
-    async def subscribe(self, count: int, deliver: Deliver) -> None:
-        """Opens `count` subscribers on connections of their own; returns when all are live."""
+    async def subscribe(
+        self, count: int, deliver: Deliver, filters: Sequence[str] = ("bench.>",)
+    ) -> None:
+        """Opens `count` subscribers on connections of their own; returns when all are live.
+
+        `filters`: the one of each, or one for all. Redis's cannot choose.
+        """
         ...
 
     async def publish(self, bodies: Sequence[bytes]) -> None:

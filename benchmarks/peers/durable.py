@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
@@ -99,7 +100,7 @@ class SdkPeer:
 class UnaryPublisher(_BytesReady):
     def __init__(self, pid: int, channel: grpc.aio.Channel) -> None:
         self.pid = pid
-        self._stub: Any = flux_service_pb2_grpc.FluxServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._stub: Any = flux_service_pb2_grpc.FluxServiceStub(channel)
 
     async def one(self, body: bytes) -> None:
         await self._stub.Publish(pb.PublishRequest(events=[_event(body)]))
@@ -211,20 +212,17 @@ class JetStreamPeer:
 @asynccontextmanager
 async def jetstream_server(*, sync: str) -> AsyncIterator[tuple[Any, int]]:
     """A JetStream context over a stream of `bench.>`, and the server's pid."""
-    import tempfile
-    from pathlib import Path
-
     import nats
     from nats.js.api import StorageType, StreamConfig
 
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="aither-bench-") as folder:
-        config = Path(folder, "nats.conf")
-        config.write_text(
-            f'host: "127.0.0.1"\nport: {port}\nmax_payload: 1MB\n'
-            f'jetstream {{ store_dir: "{folder}/js", sync_interval: {sync} }}\n'
-        )
-        command = [find_program("nats-server") or "", "-c", str(config)]
+        with open(f"{folder}/nats.conf", "w") as config:  # noqa: ASYNC230  # nobody waits
+            config.write(
+                f'host: "127.0.0.1"\nport: {port}\nmax_payload: 1MB\n'
+                f'jetstream {{ store_dir: "{folder}/js", sync_interval: {sync} }}\n'
+            )
+        command = [find_program("nats-server") or "", "-c", f"{folder}/nats.conf"]
         async with server_process(command, port) as server:
             connection = await nats.connect(f"nats://127.0.0.1:{port}")
             try:

@@ -31,7 +31,9 @@ class FluxBus:
         self._stack = stack
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def subscribe(self, count: int, deliver: Deliver) -> None:
+    async def subscribe(
+        self, count: int, deliver: Deliver, filters: Sequence[str] = ("bench.>",)
+    ) -> None:
         live = [asyncio.Event() for _ in range(count)]
         for number in range(count):
 
@@ -39,7 +41,9 @@ class FluxBus:
                 if state.connected:
                     live[number].set()
 
-            subscriber = Subscriber(self._address, ["bench.>"], on_state=connected)
+            subscriber = Subscriber(
+                self._address, [filters[number % len(filters)]], on_state=connected
+            )
             await self._stack.enter_async_context(subscriber)
             self._tasks.append(asyncio.create_task(self._follow(number, subscriber, deliver)))
         for event in live:
@@ -50,10 +54,13 @@ class FluxBus:
             deliver(number, [event.payload.value for event in batch])
 
     async def publish(self, bodies: Sequence[bytes]) -> None:
-        publisher = self._publisher
-        for body in bodies:
-            event = new_event("bench.event", Any(type_url=TYPE_URL, value=body), source="bench")
-            publisher.enqueue(event)
+        await self.publish_to([("bench.event", body) for body in bodies])
+
+    async def publish_to(self, events: Sequence[tuple[str, bytes]]) -> None:
+        """As `publish`, each event on a subject of its own."""
+        for subject, body in events:
+            event = new_event(subject, Any(type_url=TYPE_URL, value=body), source="bench")
+            self._publisher.enqueue(event)
 
     async def close(self) -> None:
         for task in self._tasks:

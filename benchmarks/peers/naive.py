@@ -73,8 +73,10 @@ class NaiveBus:
         await self._stack.enter_async_context(channel)
         return flux_service_pb2_grpc.FluxServiceStub(channel)
 
-    async def subscribe(self, count: int, deliver: Deliver) -> None:
-        self._publish_stub = await self._stub()
+    async def subscribe(
+        self, count: int, deliver: Deliver, filters: Sequence[str] = ("bench.>",)
+    ) -> None:
+        self._publish_stub = self._publish_stub or await self._stub()
         for number in range(count):
             stream = (await self._stub()).Subscribe(pb.SubscribeRequest())
             messages = aiter(stream)

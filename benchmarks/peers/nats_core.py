@@ -18,11 +18,14 @@ class NatsBus:
         self._connections: list[Any] = []
         self._publisher: Any = None
 
-    async def subscribe(self, count: int, deliver: Deliver) -> None:
+    async def subscribe(
+        self, count: int, deliver: Deliver, filters: Sequence[str] = ("bench.>",)
+    ) -> None:
         import nats
 
-        self._publisher = await nats.connect(self._url)
-        self._connections.append(self._publisher)
+        if self._publisher is None:
+            self._publisher = await nats.connect(self._url)
+            self._connections.append(self._publisher)
         for number in range(count):
             connection = await nats.connect(self._url)
             self._connections.append(connection)
@@ -32,7 +35,7 @@ class NatsBus:
 
             # Limits high enough that the client never calls itself slow and drops.
             await connection.subscribe(
-                "bench.>",
+                filters[number % len(filters)],
                 cb=hear,
                 pending_msgs_limit=_PENDING_MESSAGES,
                 pending_bytes_limit=2**30,
@@ -42,6 +45,11 @@ class NatsBus:
     async def publish(self, bodies: Sequence[bytes]) -> None:
         for body in bodies:
             await self._publisher.publish("bench.event", body)
+
+    async def publish_to(self, events: Sequence[tuple[str, bytes]]) -> None:
+        """As `publish`, each event on a subject of its own."""
+        for subject, body in events:
+            await self._publisher.publish(subject, body)
 
     async def close(self) -> None:
         for connection in self._connections:

@@ -22,6 +22,7 @@ class RedisBus:
         self._port = port
         self._streams = streams
         self._clients: list[Any] = []
+        self._publisher: Any = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def _client(self) -> Any:
@@ -31,8 +32,10 @@ class RedisBus:
         self._clients.append(client)
         return client
 
-    async def subscribe(self, count: int, deliver: Deliver) -> None:
-        self._publisher = self._client()
+    async def subscribe(
+        self, count: int, deliver: Deliver, filters: Sequence[str] = ("bench.>",)
+    ) -> None:
+        self._publisher = self._publisher or self._client()
         for number in range(count):
             client = self._client()
             if self._streams:
