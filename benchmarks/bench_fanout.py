@@ -11,16 +11,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import os
-import platform
+import math
 import statistics
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from benchmarks.measure import Meter, measurable, print_setting
 from benchmarks.peers.base import Bus
 from benchmarks.peers.flux import FluxPeer
 from benchmarks.peers.naive import NaivePeer
@@ -30,7 +31,8 @@ from benchmarks.peers.redis_bus import RedisPeer
 BODY_BYTES = 100
 WINDOW_EVENTS = 4_000
 CHUNK_EVENTS = 500
-WARMUP_EVENTS = 500
+_DIALLING = 100
+"""Subscribers that dial at once."""
 _STAMP = struct.Struct("<d")
 _PADDING = bytes(BODY_BYTES - _STAMP.size)
 
@@ -70,24 +72,40 @@ class Counter:
         return True
 
 
-async def measure_throughput(bus: Bus, subscribers: int, seconds: float) -> float:
-    """Deliveries a second."""
+async def measure_throughput(
+    bus: Bus,
+    subscribers: int,
+    seconds: float,
+    *,
+    body: bytes = bytes(BODY_BYTES),
+    window_events: int = WINDOW_EVENTS,
+    chunk_events: int = CHUNK_EVENTS,
+    begun: Callable[[], None] | None = None,
+) -> float:
+    """Deliveries a second. `begun` is called when everybody is there and the measuring begins."""
     counter = Counter(subscribers)
-    await bus.subscribe(subscribers, counter.deliver)
-    body = bytes(BODY_BYTES)
-    await bus.publish([body] * WARMUP_EVENTS)
-    if not await counter.until(WARMUP_EVENTS, 30):
+    for start in range(0, subscribers, _DIALLING):
+        count = min(_DIALLING, subscribers - start)
+        await bus.subscribe(count, partial(_deliver, counter, start))
+    await bus.publish([body] * chunk_events)
+    if not await counter.until(chunk_events, 30):
         raise RuntimeError("the warm-up did not arrive within 30 s")
-    published = WARMUP_EVENTS
+    published = chunk_events
+    if begun is not None:
+        begun()
     begin_s = time.monotonic()
     before = sum(counter.received)
     while time.monotonic() - begin_s < seconds:
-        await bus.publish([body] * CHUNK_EVENTS)
-        published += CHUNK_EVENTS
-        await counter.until(published - WINDOW_EVENTS, 60)
+        await bus.publish([body] * chunk_events)
+        published += chunk_events
+        await counter.until(published - window_events, 60)
     await counter.until(published, 60)
     took_s = time.monotonic() - begin_s
     return (sum(counter.received) - before) / took_s
+
+
+def _deliver(counter: Counter, first: int, number: int, bodies: list[bytes]) -> None:
+    counter.deliver(first + number, bodies)
 
 
 async def measure_delay(bus: Bus, subscribers: int, rate: float, seconds: float) -> Delays:
@@ -132,10 +150,27 @@ async def _publish_at(bus: Bus, rate: float, seconds: float) -> int:
     return count
 
 
-async def throughput_of(peer: Any, subscribers: int, seconds: float) -> float:
+@dataclass(frozen=True)
+class Throughput:
+    rate: float
+    """Deliveries a second."""
+    server_us: float
+    client_us: float
+    """CPU for each delivery; steadier than the rate where a machine is shared."""
+
+
+async def throughput_of(peer: Any, subscribers: int, seconds: float) -> Throughput:
     opened: AbstractAsyncContextManager[Bus] = peer.open()
+    meters: list[Meter] = []
     async with opened as bus:
-        return await measure_throughput(bus, subscribers, seconds)
+        rate = await measure_throughput(
+            bus, subscribers, seconds, begun=lambda: meters.append(Meter(bus.pid))
+        )
+        cost = meters[0].read()
+    deliveries = rate * cost.seconds
+    return Throughput(
+        rate, cost.server_cpu_s / deliveries * 1e6, cost.client_cpu_s / deliveries * 1e6
+    )
 
 
 async def delay_of(peer: Any, subscribers: int, rate: float, seconds: float) -> Delays:
@@ -147,11 +182,11 @@ async def delay_of(peer: Any, subscribers: int, rate: float, seconds: float) -> 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--subscribers", default="1,10,100")
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="substring of the peers' names")
     parser.add_argument("--delay", default="1000x50,100x1", help="events/s x subscribers, ...")
-    arguments = parser.parse_args(argv)
+    arguments, _ = parser.parse_known_args(argv)
     peers: list[Any] = [
         FluxPeer("sqlite"),
         FluxPeer("memory"),
@@ -160,16 +195,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         RedisPeer(streams=True),
         NaivePeer(),
     ]
-    peers = [peer for peer in peers if arguments.only.lower() in peer.name.lower()]
-    for peer in list(peers):
-        if (missing := peer.missing()) is not None:
-            print(f"not measured: {peer.name}; {missing} was not found")
-            peers.remove(peer)
-    print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {BODY_BYTES}-byte payload")
+    peers = measurable(peers, arguments.only)
+    print_setting("nats-py", "redis", programs=("nats-server", "redis-server"))
     _print_throughput(peers, [int(n) for n in arguments.subscribers.split(",") if n], arguments)
     for wanted in filter(None, arguments.delay.split(",")):
         rate, _, subscribers = wanted.partition("x")
         _print_delays(peers, float(rate), int(subscribers), arguments)
+
+
+def _in_round(peers: Sequence[Any], round_number: int) -> list[Any]:
+    return [peer for peer in peers if round_number < getattr(peer, "rounds", math.inf)]
 
 
 def _print_throughput(
@@ -177,16 +212,31 @@ def _print_throughput(
 ) -> None:
     for subscribers in counts:
         print(f"\ndeliveries/s, {subscribers} subscribers (median of {arguments.rounds})")
-        runs: dict[str, list[float]] = {peer.name: [] for peer in peers}
-        for _ in range(arguments.rounds):
-            for peer in peers:
-                figure = asyncio.run(throughput_of(peer, subscribers, arguments.seconds))
+        runs: dict[str, list[Throughput]] = {peer.name: [] for peer in peers}
+        for round_number in range(arguments.rounds):
+            for peer in _in_round(peers, round_number):
+                try:
+                    figure = asyncio.run(throughput_of(peer, subscribers, arguments.seconds))
+                except RuntimeError as lost:
+                    # A bus that keeps nothing may cut off who is slow on a starved machine.
+                    print(f"  {peer.name}: no figure in round {round_number + 1}: {lost}")
+                    continue
                 runs[peer.name].append(figure)
-        medians = {name: statistics.median(figures) for name, figures in runs.items()}
-        ours = medians.get(peers[0].name, 0.0)
-        for name, figure in medians.items():
-            spread = f"{min(runs[name]):>11,.0f} .. {max(runs[name]):<11,.0f}"
-            print(f"  {name:<34}{figure:>12,.0f}  {spread} ours/this {ours / figure:6.2f}")
+        ours = 0.0
+        for name, figures in runs.items():
+            if not figures:
+                continue
+            rates = [figure.rate for figure in figures]
+            rate, server_us, client_us = (
+                statistics.median(getattr(figure, field) for figure in figures)
+                for field in ("rate", "server_us", "client_us")
+            )
+            ours = ours or rate
+            print(
+                f"  {name:<34}{rate:>12,.0f}  {min(rates):>11,.0f} .. {max(rates):<11,.0f} "
+                f"ours/this {ours / rate:6.2f}  CPU us: server {server_us:6.2f} "
+                f"client {client_us:6.2f}"
+            )
 
 
 def _print_delays(
@@ -194,8 +244,8 @@ def _print_delays(
 ) -> None:
     print(f"\ndelay at {rate:g} events/s x {subscribers} subscribers, ms (median of rounds)")
     runs: dict[str, list[Delays]] = {peer.name: [] for peer in peers}
-    for _ in range(arguments.rounds):
-        for peer in peers:
+    for round_number in range(arguments.rounds):
+        for peer in _in_round(peers, round_number):
             figure = asyncio.run(delay_of(peer, subscribers, rate, arguments.seconds + 1))
             runs[peer.name].append(figure)
     for name, figures in runs.items():

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,8 +22,16 @@ Deliver = Callable[[int, list[bytes]], None]
 class Bus(Protocol):
     """One connected bus: a publisher and its subscribers, all in the calling process."""
 
-    async def subscribe(self, count: int, deliver: Deliver) -> None:
-        """Opens `count` subscribers on connections of their own; returns when all are live."""
+    pid: int
+    """The server's process."""
+
+    async def subscribe(
+        self, count: int, deliver: Deliver, filters: Sequence[str] = ("bench.>",)
+    ) -> None:
+        """Opens `count` subscribers on connections of their own; returns when all are live.
+
+        `filters`: the one of each, or one for all. Redis's cannot choose.
+        """
         ...
 
     async def publish(self, bodies: Sequence[bytes]) -> None:
@@ -57,8 +66,19 @@ def free_port() -> int:
         return port
 
 
+@dataclass(frozen=True, slots=True)
+class ServerProcess:
+    """A server under measurement."""
+
+    pid: int
+    folder: Path
+    """Its own, gone with it."""
+
+
 @asynccontextmanager
-async def server_process(command: Sequence[str], port: int, **env: str) -> AsyncIterator[Path]:
+async def server_process(
+    command: Sequence[str], port: int, **env: str
+) -> AsyncIterator[ServerProcess]:
     """A server for as long as the block lasts, in a folder of its own; ended by its pid."""
     with tempfile.TemporaryDirectory(prefix="aither-bench-") as folder:
         process = await asyncio.create_subprocess_exec(
@@ -69,7 +89,7 @@ async def server_process(command: Sequence[str], port: int, **env: str) -> Async
         )
         try:
             await _until_listening(process, port, command)
-            yield Path(folder)
+            yield ServerProcess(process.pid, Path(folder))
         finally:
             if process.returncode is None:
                 process.terminate()

@@ -6,25 +6,34 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from google.protobuf.any_pb2 import Any
 
+from aither.flux.v1.event_pb2 import Event
+from aither.flux.v1.flux_service_pb2 import DURABILITY_MEMORY
 from aither_sdk.events import new_event
 from aither_sdk.publisher import Publisher
 from aither_sdk.subscriber import Subscriber, SubscriberState
 from benchmarks.peers.base import Deliver, free_port, server_process
+from flux_svc.logs.sqlite import SqliteLog
 
-_TYPE_URL = "type.googleapis.com/bench.Body"
+_FILLED_AT_ONCE = 4000
+TYPE_URL = "type.googleapis.com/bench.Body"
 
 
 class FluxBus:
-    def __init__(self, address: str, publisher: Publisher, stack: AsyncExitStack) -> None:
+    def __init__(self, address: str, pid: int, publisher: Publisher, stack: AsyncExitStack) -> None:
+        self.pid = pid
         self._address = address
         self._publisher = publisher
         self._stack = stack
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def subscribe(self, count: int, deliver: Deliver) -> None:
+    async def subscribe(
+        self, count: int, deliver: Deliver, filters: Sequence[str] = ("bench.>",)
+    ) -> None:
         live = [asyncio.Event() for _ in range(count)]
         for number in range(count):
 
@@ -32,7 +41,9 @@ class FluxBus:
                 if state.connected:
                     live[number].set()
 
-            subscriber = Subscriber(self._address, ["bench.>"], on_state=connected)
+            subscriber = Subscriber(
+                self._address, [filters[number % len(filters)]], on_state=connected
+            )
             await self._stack.enter_async_context(subscriber)
             self._tasks.append(asyncio.create_task(self._follow(number, subscriber, deliver)))
         for event in live:
@@ -43,15 +54,64 @@ class FluxBus:
             deliver(number, [event.payload.value for event in batch])
 
     async def publish(self, bodies: Sequence[bytes]) -> None:
-        publisher = self._publisher
-        for body in bodies:
-            event = new_event("bench.event", Any(type_url=_TYPE_URL, value=body), source="bench")
-            publisher.enqueue(event)
+        await self.publish_to([("bench.event", body) for body in bodies])
+
+    async def publish_to(self, events: Sequence[tuple[str, bytes]]) -> None:
+        """As `publish`, each event on a subject of its own."""
+        for subject, body in events:
+            event = new_event(subject, Any(type_url=TYPE_URL, value=body), source="bench")
+            self._publisher.enqueue(event)
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FluxServer:
+    address: str
+    pid: int
+    folder: Path
+
+
+@asynccontextmanager
+async def flux_server(log: str, folder: Path | None = None) -> AsyncIterator[FluxServer]:
+    """A fresh Flux, or one over the log that lies in `folder`."""
+    port = free_port()
+    data = str(folder) if folder is not None else "{folder}"
+    command = [sys.executable, "-m", "flux_svc", "--data-dir", data]
+    environment = {
+        "AITHER_FLUX__PORT": str(port),
+        "AITHER_FLUX__HEALTH_PORT": "0",
+        "AITHER_FLUX__LOG": log,
+    }
+    async with server_process(command, port, **environment) as server:
+        yield FluxServer(f"127.0.0.1:{port}", server.pid, folder or server.folder)
+
+
+async def filled_log(folder: Path, events: int, body: bytes, subjects: int = 1) -> None:
+    """Leaves a log of so many events in `folder`, as Flux would have written it."""
+    log = await SqliteLog.open(folder)
+    payload = Any(type_url=TYPE_URL, value=body)
+    try:
+        for start in range(0, events, _FILLED_AT_ONCE):
+            await log.append(
+                [
+                    Event(
+                        id=str(number),
+                        source="bench",
+                        subject=f"bench.event{number % subjects}"
+                        if subjects > 1
+                        else "bench.event",
+                        payload=payload,
+                    )
+                    for number in range(start, min(start + _FILLED_AT_ONCE, events))
+                ],
+                durability=DURABILITY_MEMORY,
+            )
+    finally:
+        await log.close()
 
 
 class FluxPeer:
@@ -64,20 +124,14 @@ class FluxPeer:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[FluxBus]:
-        port = free_port()
-        command = [sys.executable, "-m", "flux_svc", "--data-dir", "{folder}"]
-        environment = {
-            "AITHER_FLUX__PORT": str(port),
-            "AITHER_FLUX__HEALTH_PORT": "0",
-            "AITHER_FLUX__LOG": self._log,
-        }
-        address = f"127.0.0.1:{port}"
         async with (
-            server_process(command, port, **environment),
+            flux_server(self._log) as server,
             AsyncExitStack() as stack,
-            Publisher(address, source="bench", buffer_events=200_000, buffer_bytes=2**28) as sender,
+            Publisher(
+                server.address, source="bench", buffer_events=200_000, buffer_bytes=2**28
+            ) as sender,
         ):
-            bus = FluxBus(address, sender, stack)
+            bus = FluxBus(server.address, server.pid, sender, stack)
             try:
                 yield bus
             finally:

@@ -58,7 +58,8 @@ async def serve(port: int) -> None:
 
 
 class NaiveBus:
-    def __init__(self, address: str, stack: AsyncExitStack) -> None:
+    def __init__(self, address: str, pid: int, stack: AsyncExitStack) -> None:
+        self.pid = pid
         self._address = address
         self._stack = stack
         self._tasks: list[asyncio.Task[None]] = []
@@ -72,8 +73,10 @@ class NaiveBus:
         await self._stack.enter_async_context(channel)
         return flux_service_pb2_grpc.FluxServiceStub(channel)
 
-    async def subscribe(self, count: int, deliver: Deliver) -> None:
-        self._publish_stub = await self._stub()
+    async def subscribe(
+        self, count: int, deliver: Deliver, filters: Sequence[str] = ("bench.>",)
+    ) -> None:
+        self._publish_stub = self._publish_stub or await self._stub()
         for number in range(count):
             stream = (await self._stub()).Subscribe(pb.SubscribeRequest())
             messages = aiter(stream)
@@ -106,6 +109,8 @@ class NaiveBus:
 
 class NaivePeer:
     name = "naive gRPC (one event a message)"
+    rounds = 1
+    """Its figures lie so far off that one round tells them."""
 
     def missing(self) -> str | None:
         return None
@@ -114,8 +119,8 @@ class NaivePeer:
     async def open(self) -> AsyncIterator[NaiveBus]:
         port = free_port()
         command = [sys.executable, "-m", "benchmarks.peers.naive", str(port)]
-        async with server_process(command, port), AsyncExitStack() as stack:
-            bus = NaiveBus(f"127.0.0.1:{port}", stack)
+        async with server_process(command, port) as server, AsyncExitStack() as stack:
+            bus = NaiveBus(f"127.0.0.1:{port}", server.pid, stack)
             try:
                 yield bus
             finally:

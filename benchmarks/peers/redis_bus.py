@@ -17,10 +17,12 @@ _STREAM_LENGTH = 100_000
 class RedisBus:
     """`streams` False: PUBLISH and SUBSCRIBE. True: XADD and a blocking XREAD each."""
 
-    def __init__(self, port: int, *, streams: bool) -> None:
+    def __init__(self, port: int, pid: int, *, streams: bool) -> None:
+        self.pid = pid
         self._port = port
         self._streams = streams
         self._clients: list[Any] = []
+        self._publisher: Any = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def _client(self) -> Any:
@@ -30,8 +32,10 @@ class RedisBus:
         self._clients.append(client)
         return client
 
-    async def subscribe(self, count: int, deliver: Deliver) -> None:
-        self._publisher = self._client()
+    async def subscribe(
+        self, count: int, deliver: Deliver, filters: Sequence[str] = ("bench.>",)
+    ) -> None:
+        self._publisher = self._publisher or self._client()
         for number in range(count):
             client = self._client()
             if self._streams:
@@ -41,9 +45,8 @@ class RedisBus:
                 await channel.subscribe("bench.event")
                 work = self._follow_channel(number, channel, deliver)
             self._tasks.append(asyncio.create_task(work))
-        await asyncio.sleep(
-            0.2
-        )  # the subscribers' first reads; none of them answers when it stands
+        # The subscribers' first reads; none of them answers when it stands.
+        await asyncio.sleep(0.2)
 
     async def _follow_channel(self, number: int, channel: Any, deliver: Deliver) -> None:
         async for message in channel.listen():
@@ -94,8 +97,8 @@ class RedisPeer:
             *("--save", "", "--appendonly", "no", "--dir", "{folder}"),
             *("--client-output-buffer-limit", "pubsub 0 0 0"),
         ]
-        async with server_process(command, port):
-            bus = RedisBus(port, streams=self._streams)
+        async with server_process(command, port) as server:
+            bus = RedisBus(port, server.pid, streams=self._streams)
             try:
                 yield bus
             finally:

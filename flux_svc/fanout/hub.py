@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from aither.flux.v1.flux_service_pb2 import GapReason
 from aither_sdk.subjects import FilterSet
 from flux_svc.fanout.pacer import Pacer, pause_s
+from flux_svc.fanout.routes import Routes
 from flux_svc.fanout.view import View, ViewKey
 from flux_svc.logs.base import Record
 
-_ROUTES_KEPT = 65_536
-"""Subjects whose views are remembered (about 10 MB at the worst); then forgotten all at once."""
 SWEEPS = 16
 """Sweeps of all views a turn of the ring: the bounds are overdrawn by one part in so many."""
 
@@ -45,8 +44,7 @@ class Hub:
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._views: dict[ViewKey, View] = {}
-        self._routes: dict[str, tuple[View, ...]] = {}
-        """Subject -> views that match it: no event is ever held against every filter."""
+        self._routes = Routes()
         self._kept: deque[tuple[int, int, int]] = deque()
         """(last sequence, events, bytes) of each commit that views may hold."""
         self._kept_events = 0
@@ -75,13 +73,11 @@ class Hub:
             return
         if self._stops:
             self._wake_stopped()
-        routes, dirty, kept_bytes = self._routes, self._dirty, 0
+        known, dirty, kept_bytes = self._routes.known, self._dirty, 0
         for sequence, _recorded_ns, subject, source, frame in records:
             kept_bytes += len(frame)
-            views = routes.get(subject)
-            if views is None:
-                views = self._route(subject)
-            for view in views:
+            views = known.get(subject)
+            for view in self._routes.of(subject) if views is None else views:
                 if not view.excluded or source not in view.excluded:
                     view.append(sequence, frame)
                     dirty.add(view)
@@ -94,7 +90,7 @@ class Hub:
         view = self._views.get(key)
         if view is None:
             view = self._views[key] = View(key, filters, self.last_sequence)
-            self._routes.clear()
+            self._routes.add(view)
         view.readers += 1
         return view
 
@@ -103,7 +99,7 @@ class Hub:
         if not view.readers:
             del self._views[view.key]
             self._dirty.discard(view)
-            self._routes.clear()
+            self._routes.remove(view)
         if not self._views:
             self._kept.clear()
             self._kept_events = self._kept_bytes = 0
@@ -142,13 +138,6 @@ class Hub:
         self._pacer.close()
         for view in self._views.values():
             _release(view)
-
-    def _route(self, subject: str) -> tuple[View, ...]:
-        if len(self._routes) >= _ROUTES_KEPT:
-            self._routes.clear()
-        views = tuple(view for view in self._views.values() if view.filters.matches(subject))
-        self._routes[subject] = views
-        return views
 
     def _keep(self, events: int, size: int) -> None:
         self._kept.append((self.last_sequence, events, size))

@@ -1,0 +1,138 @@
+"""What 500 different filters cost, beside one: the work of the server for each published event.
+
+Every subscriber has a connection of its own. "one filter": a single subscriber who takes all.
+"500 beside": the same, and 500 others whose filters, all different, match nothing. "500 that
+share": no such subscriber; each event is taken by exactly one of the 500, in smaller messages.
+Events a second and the server's CPU, beside NATS core. The last tables are the routing of Flux
+alone, without gRPC.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.bench_fanout import Counter
+from benchmarks.measure import Meter, measurable, print_bars, print_ratios, print_setting
+from benchmarks.peers.flux import FluxPeer
+from benchmarks.peers.nats_core import NatsPeer
+from flux_svc.fanout.hub import Hub
+from flux_svc.fanout.view import View
+from flux_svc.logs.base import Record
+
+_CHUNK_EVENTS = 500
+_WINDOW_EVENTS = 4_000
+_AT_ONCE = 100
+CASES = ("one filter", "500 beside", "500 that share")
+
+
+async def events_a_second(
+    peer: Any, case: str, filters: int, seconds: float, costs: dict[str, list[float]]
+) -> float:
+    """Events a second, each delivered once."""
+    body = bytes(100)
+    shared = case == CASES[2]
+    subjects = [f"bench.f{number}.x" for number in range(filters)]
+    async with peer.open() as bus:
+        counter = Counter(1)
+
+        def deliver(number: int, bodies: list[bytes]) -> None:
+            counter.deliver(0, bodies)
+
+        if case != CASES[0]:
+            prefix = "bench.f" if shared else "bench.nobody"
+            distinct = [f"{prefix}{number}.*" for number in range(filters)]
+            for start in range(0, filters, _AT_ONCE):
+                await bus.subscribe(
+                    len(distinct[start : start + _AT_ONCE]),
+                    deliver,
+                    filters=distinct[start : start + _AT_ONCE],
+                )
+        if not shared:
+            await bus.subscribe(1, deliver, filters=["bench.>"])
+        published = 0
+
+        async def publish() -> None:
+            nonlocal published
+            await bus.publish_to(
+                [
+                    (subjects[(published + i) % filters if shared else 0], body)
+                    for i in range(_CHUNK_EVENTS)
+                ]
+            )
+            published += _CHUNK_EVENTS
+            await counter.until(published - _WINDOW_EVENTS, 60)
+
+        await publish()
+        await counter.until(published, 60)
+        before, meter = published, Meter(bus.pid)
+        while meter.read().seconds < seconds:
+            await publish()
+        await counter.until(published, 60)
+        cost = meter.read()
+    events = published - before
+    costs.setdefault(f"{peer.name}, {case}", []).append(cost.server_cpu_s / events * 1e6)
+    return events / cost.seconds
+
+
+def routing_us(filters: int, *, fresh: bool) -> float:
+    """Microseconds of Hub.commit for an event that one of so many filters takes.
+
+    `fresh`: each event has a subject that was never seen before.
+    """
+    from aither_sdk.subjects import FilterSet
+
+    hub = Hub(0, max_events=65_536, max_bytes=2**26)
+    views: list[View] = [
+        hub.join(FilterSet([f"bench.f{number}.>"]), frozenset()) for number in range(filters)
+    ]
+    events, frame = 20_000, bytes(200)
+    commits = [
+        [
+            Record(n + i, 0, f"bench.f0.x{n + i if fresh else 0}", "bench", frame)
+            for i in range(1, 101)
+        ]
+        for n in range(0, events, 100)
+    ]
+    begin_s = time.process_time()
+    for records in commits:
+        hub.commit(records)
+    took_s = time.process_time() - begin_s
+    assert len(views[0])
+    return took_s / events * 1e6
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--filters", type=int, default=500)
+    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="substring of the peers' names")
+    arguments, _ = parser.parse_known_args(argv)
+    print_setting("nats-py", programs=("nats-server",))
+    peers = measurable([FluxPeer("sqlite"), NatsPeer()], arguments.only)
+    for peer in peers:
+        costs: dict[str, list[float]] = {}
+        runs: dict[str, list[float]] = {case: [] for case in CASES}
+        for _ in range(arguments.rounds):
+            for case in CASES:
+                figure = asyncio.run(
+                    events_a_second(peer, case, arguments.filters, arguments.seconds, costs)
+                )
+                runs[case].append(figure)
+        print_ratios(f"{peer.name}: events/s, {arguments.filters} filters", runs, "events/s")
+        for name, figures in costs.items():
+            print(f"  {name:<42}server CPU {min(figures):6.1f} us an event")
+    for fresh in (False, True):
+        kind = "never seen before" if fresh else "seen before"
+        print(f"\nrouting of one event whose subject was {kind}, by number of filters")
+        counts = (1, 10, 100, arguments.filters, 5000)
+        rows = [(str(n), min(routing_us(n, fresh=fresh) for _ in range(3))) for n in counts]
+        print_bars(rows, "us an event")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What a subscriber costs who has nothing to do: memory and CPU of 1,000 of them.
+
+Each has a connection of its own. Memory is what the resident size grew by from before the first one
+to after the last one, divided; CPU is that of the server and of the client process (which holds all
+subscribers) over some seconds in which nothing is published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.measure import Cost, Meter, measurable, print_setting, resident_bytes
+from benchmarks.peers.flux import FluxPeer
+from benchmarks.peers.nats_core import NatsPeer
+from benchmarks.peers.redis_bus import RedisPeer
+
+_AT_ONCE = 100
+"""Subscribers that dial together: this measures them at rest, not the storm."""
+
+
+@dataclass(frozen=True)
+class Idle:
+    server_kb: float
+    client_kb: float
+    server_percent: float
+    """Of one core, beyond what the server needs with hardly anybody there."""
+    base_percent: float
+    client_percent: float
+
+
+async def idle_cost(peer: Any, subscribers: int, seconds: float) -> Idle:
+    async with peer.open() as bus:
+        # The first few bring what everybody shares: code, threads, pools.
+        await bus.subscribe(10, lambda number, bodies: None)
+        await asyncio.sleep(1)
+        base = await _watch(bus.pid, seconds / 2)
+        gc.collect()
+        server, client = resident_bytes(bus.pid), resident_bytes(os.getpid())
+        for _ in range(subscribers // _AT_ONCE):
+            await bus.subscribe(_AT_ONCE, lambda number, bodies: None)
+        await asyncio.sleep(2)
+        gc.collect()
+        server_bytes = resident_bytes(bus.pid) - server
+        client_bytes = resident_bytes(os.getpid()) - client
+        cost = await _watch(bus.pid, seconds)
+    base_percent = base.server_cpu_s / base.seconds * 100
+    return Idle(
+        server_bytes / subscribers / 1000,
+        client_bytes / subscribers / 1000,
+        cost.server_cpu_s / cost.seconds * 100 - base_percent,
+        base_percent,
+        cost.client_cpu_s / cost.seconds * 100,
+    )
+
+
+async def _watch(pid: int, seconds: float) -> Cost:
+    meter = Meter(pid)
+    await asyncio.sleep(seconds)
+    return meter.read()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--idle-subscribers", type=int, default=1000)
+    parser.add_argument("--idle-seconds", type=float, default=10.0)
+    parser.add_argument("--only", default="", help="substring of the peers' names")
+    arguments, _ = parser.parse_known_args(argv)
+    subscribers = arguments.idle_subscribers
+    _allow_files(subscribers * 2 + 256)
+    print_setting("nats-py", "redis", programs=("nats-server", "redis-server"))
+    peers = measurable([FluxPeer("sqlite"), NatsPeer(), RedisPeer(streams=False)], arguments.only)
+    print(f"\n{subscribers} idle subscribers, each on a connection of its own")
+    head = ("server KB each", "client KB each", "server CPU %", "before them %", "client CPU %")
+    print(f"  {'':<24}" + "".join(f"{title:>16}" for title in head))
+    for peer in peers:
+        # A fresh process each: memory that one peer's client gave back would hide the next one's.
+        idle = _in_child(peer, subscribers, arguments.idle_seconds)
+        print(
+            f"  {peer.name:<24}{idle.server_kb:>16.1f}{idle.client_kb:>16.1f}"
+            f"{idle.server_percent:>16.2f}{idle.base_percent:>16.2f}{idle.client_percent:>16.2f}"
+        )
+
+
+def _in_child(peer: Any, subscribers: int, seconds: float) -> Idle:
+    # Not forked: gRPC's threads would not be in the child.
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_run, peer, subscribers, seconds).result()
+
+
+def _run(peer: Any, subscribers: int, seconds: float) -> Idle:
+    return asyncio.run(idle_cost(peer, subscribers, seconds))
+
+
+def _allow_files(count: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, hard), hard))
+
+
+if __name__ == "__main__":
+    main()

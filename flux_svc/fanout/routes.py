@@ -1,0 +1,100 @@
+"""Which views a subject concerns: found along its tokens, however many filters there are."""
+
+from __future__ import annotations
+
+from flux_svc.fanout.view import View
+
+_KNOWN_SUBJECTS = 65_536
+"""Subjects whose views are remembered (about 10 MB at the worst); then forgotten all at once."""
+
+
+class _Node:
+    """The filters that go on with one token more."""
+
+    __slots__ = ("any", "ends", "next", "rest")
+
+    def __init__(self) -> None:
+        self.next: dict[str, _Node] = {}
+        self.any: _Node | None = None
+        """Behind `*`."""
+        self.ends: list[View] = []
+        """Views with a filter that ends here."""
+        self.rest: list[View] = []
+        """Views with a filter that ends here with `>`."""
+
+
+class Routes:
+    """A tree of all views' filters, token by token, and a memory of the subjects that came.
+
+    An event of a known subject costs one look into a dict. A subject that was never seen costs a
+    walk of at most 2^(its tokens) nodes, and in practice as many as it has tokens: it is never held
+    against every filter.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[str, tuple[View, ...]] = {}
+        """Subject -> its views, as `of` answered. Read it before asking; only this class writes."""
+        self._root = _Node()
+
+    def add(self, view: View) -> None:
+        for pattern in view.filters.filters:
+            node, is_rest = self._node(pattern)
+            (node.rest if is_rest else node.ends).append(view)
+        self.known.clear()
+
+    def remove(self, view: View) -> None:
+        """A view that was added."""
+        for pattern in view.filters.filters:
+            _remove(self._root, pattern.split("."), view)
+        self.known.clear()
+
+    def of(self, subject: str) -> tuple[View, ...]:
+        """Each view once."""
+        views = self.known.get(subject)
+        if views is None:
+            if len(self.known) >= _KNOWN_SUBJECTS:
+                self.known.clear()
+            views = self.known[subject] = self._find(subject.split("."))
+        return views
+
+    def _node(self, pattern: str) -> tuple[_Node, bool]:
+        node = self._root
+        for token in pattern.split("."):
+            if token == ">":
+                return node, True
+            if token == "*":
+                node.any = node.any or _Node()
+                node = node.any
+            else:
+                node = node.next.setdefault(token, _Node())
+        return node, False
+
+    def _find(self, tokens: list[str]) -> tuple[View, ...]:
+        found: dict[View, None] = {}
+        nodes = [self._root]
+        for token in tokens:
+            following = []
+            for node in nodes:
+                found.update(dict.fromkeys(node.rest))
+                if (named := node.next.get(token)) is not None:
+                    following.append(named)
+                if node.any is not None:
+                    following.append(node.any)
+            nodes = following
+        for node in nodes:
+            found.update(dict.fromkeys(node.ends))
+        return tuple(found)
+
+
+def _remove(node: _Node, tokens: list[str], view: View) -> bool:
+    """Takes the view off the end of the path; True when nothing is left at or below `node`."""
+    if not tokens:
+        node.ends.remove(view)
+    elif tokens[0] == ">":
+        node.rest.remove(view)
+    elif tokens[0] == "*":
+        if node.any is not None and _remove(node.any, tokens[1:], view):
+            node.any = None
+    elif _remove(node.next[tokens[0]], tokens[1:], view):
+        del node.next[tokens[0]]
+    return not (node.next or node.any or node.ends or node.rest)
