@@ -137,9 +137,27 @@ class FluxSettings(_Served):
     address: str = ""
     """host:port at which clients dial Flux. Unset: 127.0.0.1 and Flux's port."""
     log: Literal["sqlite", "memory", "jetstream"] = "sqlite"
-    """Where events are kept. sqlite: on disk, fsynced. memory: gone with the process."""
+    """Where events are kept. sqlite: on disk, fsynced. memory: gone with the process. jetstream:
+    in NATS, where several Flux nodes share them."""
     nats_url: str = "nats://127.0.0.1:4222"
-    """Where NATS is, for the jetstream log."""
+    """Where NATS is, for the jetstream log; several servers of one cluster with commas between.
+    A name and a password may stand in it: nats://name:password@host:4222."""
+    nats_stream: str = Field("AITHER", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    """Stream that holds the events. Nodes with the same one are one bus. Made where it is missing;
+    its name also stands before every subject."""
+    nats_replicas: int = Field(1, ge=1, le=5)
+    """Servers that keep each event, for a stream that Flux makes. 3 in a cluster survive the loss
+    of one. A stream that is there already keeps what it has."""
+    nats_duplicate_window_s: float = Field(120.0, ge=1.0, le=86_400.0)
+    """For how long nats-server itself knows ids again, for a stream that Flux makes. Flux knows the
+    newest 131,072 besides; this is for those that other nodes stored a moment ago, and it has to be
+    longer than a node may be behind. Costs nats-server about 150 bytes an event of that time."""
+    nats_credentials: Path | None = None
+    """Credentials file (JWT and NKEY seed) for NATS. Unset: what `nats_url` says."""
+    nats_synced: bool = False
+    """Your word that every nats-server of this stream has `jetstream.sync_interval: always`, which
+    a client cannot see. DURABILITY_FSYNC is refused without it. `aither up` sets it, for it writes
+    that configuration."""
     max_hops: int = Field(8, ge=1, le=255)
     """Events deeper than this in a chain of causes are refused: it ends feedback loops."""
     ring_events: int = Field(65_536, ge=1, le=10_000_000)

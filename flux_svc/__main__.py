@@ -30,7 +30,9 @@ async def serve(life: Life) -> None:
     settings = life.settings.flux
     register_types()  # reflection on Flux's port tells what is inside the payloads
     async with AsyncExitStack() as stack:
-        log = await stack.enter_async_context(open_log(settings, life.settings.data_dir))
+        log = await stack.enter_async_context(
+            open_log(settings, life.settings.data_dir, lambda error: life.stop(error.message))
+        )
         hub = Hub(
             log.info().last_sequence,
             max_events=settings.ring_events,

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from aither_sdk.errors import ConfigError, Fault
+from aither_sdk.errors import AitherError
 from aither_sdk.settings import FluxSettings
 from flux_svc.logs.base import EventLog
 
 
 @asynccontextmanager
-async def open_log(settings: FluxSettings, data_dir: Path) -> AsyncIterator[EventLog]:
+async def open_log(
+    settings: FluxSettings,
+    data_dir: Path,
+    ended: Callable[[AitherError], None] = lambda error: None,
+) -> AsyncIterator[EventLog]:
     """The log that the settings ask for, closed on the way out.
 
-    Raises ConfigError (the folder cannot be used), FailedPrecondition (in use, not ours, too new)
-    or DataLoss (damaged); each says what to do.
+    `ended` is called when the log cannot go on and must be opened anew. Raises ConfigError (the
+    folder cannot be used), FailedPrecondition (in use, not ours, too new), DataLoss (damaged) or
+    Unavailable (NATS is not there); each says what to do.
     """
-    log = await _open(settings, data_dir)
+    log = await _open(settings, data_dir, ended)
     try:
         yield log
     finally:
         await log.close()
 
 
-async def _open(settings: FluxSettings, data_dir: Path) -> EventLog:
+async def _open(
+    settings: FluxSettings, data_dir: Path, ended: Callable[[AitherError], None]
+) -> EventLog:
     # Imported where chosen, so that a log's libraries load only where it is used.
     if settings.log == "memory":
         from flux_svc.logs.memory import MemoryLog
@@ -35,5 +42,13 @@ async def _open(settings: FluxSettings, data_dir: Path) -> EventLog:
         from flux_svc.logs.sqlite import SqliteLog
 
         return await SqliteLog.open(data_dir)
-    told = f'"{settings.log}" is not in this version; use sqlite (on disk) or memory'
-    raise ConfigError([Fault("settings", None, "flux.log", told)])
+    from flux_svc.logs.jetstream import JetStreamLog
+    from flux_svc.logs.jetstream_stream import StreamPlan
+
+    return await JetStreamLog.open(
+        [url.strip() for url in settings.nats_url.split(",")],
+        StreamPlan(settings.nats_stream, settings.nats_replicas, settings.nats_duplicate_window_s),
+        credentials=settings.nats_credentials,
+        synced=settings.nats_synced,
+        ended=ended,
+    )

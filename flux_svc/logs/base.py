@@ -47,7 +47,7 @@ class LogInfo:
     """Newest event ever appended, held or not; 0 when there was none."""
     events: int
     bytes: int
-    """Of frames held."""
+    """Of frames held; without Ability.EMBEDDED, of what the storage keeps for them."""
     subjects: int
     """Distinct subjects with an event that is held."""
 
@@ -133,6 +133,10 @@ class ReadResult:
 class Ability(Enum):
     """What a log may or may not do; the conformance suite skips what is not declared."""
 
+    EMBEDDED = "embedded"
+    """The storage lives in this process: recorded times come from the clock that the log was opened
+    with, and every size and count is its own. Without it the storage is another program with its
+    own clock and accounting, other nodes may append, and counts are true when nothing happens."""
     PERSISTENT = "persistent"
     """Events, epoch, idempotency and positions survive close and open."""
     FSYNC = "fsync"
@@ -206,6 +210,8 @@ class EventLog(Protocol):
         with a time to wait; Unavailable LOG_CLOSED or LOG_IO_ERROR. After an error nothing of the
         batch is seen by readers of this process, reads go on, and the next append tries again. Only
         after LOG_IO_ERROR and a crash may the batch be found stored.
+        Without Ability.EMBEDDED also Unavailable LOG_UNREACHABLE: nobody answered, and the batch
+        may be found stored later.
         """
         ...
 

@@ -1,0 +1,230 @@
+"""The tail of the stream, read by an ordered consumer: every message once, in order.
+
+The consumer is a push consumer without acknowledgements whose messages are numbered. Where a number
+is missing, a heartbeat tells of more than was heard, or nothing comes at all, it is thrown away and
+another one begins behind what was heard. Flow control is the server's: it waits until what it sent
+was taken, so that what waits here is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from flux_svc.logs.jetstream_faults import StreamRefused
+from flux_svc.logs.jetstream_ledger import Heard
+from flux_svc.logs.jetstream_messages import ID, place_of, record_of_message, size_on_disk
+from flux_svc.logs.jetstream_wire import Message, Wire
+
+logger = structlog.get_logger()
+
+HEARTBEAT_S = 1.0
+_SILENCE_S = 2.5 * HEARTBEAT_S
+"""A consumer that is silent so long is gone. Where it was the loop that stood still, another one
+costs two messages."""
+_SURVEYS = 5
+_NS = 1_000_000_000
+
+
+class Follower:
+    """Follows over one connection after the other. `position` goes on from one to the next."""
+
+    def __init__(self, stream: str, position: int, hear: Callable[[Sequence[Heard]], None]) -> None:
+        self.position = position
+        """The last sequence taken."""
+        self._stream = stream
+        self._skip = len(stream) + 1
+        self._hear = hear
+        self._taken: list[Heard] = []
+        """What came in this step of the loop; told together."""
+        self._caught_up: Callable[[], None] | None = None
+        self._last = 0
+        self._left: int | None = None
+        """Messages that stood behind the last one that came, as the server told with it."""
+
+    async def follow(self, wire: Wire, last: int, caught_up: Callable[[], None]) -> None:
+        """Until one consumer is of no use any more. Calls `caught_up`, once, when everything up to
+        `last` that is held was told. Raises StreamRefused and Unavailable LOG_UNREACHABLE when it
+        cannot be made."""
+        self._last, self._left, self._caught_up = last, None, caught_up
+        consumer = _Consumer(wire, self._take)
+        try:
+            pending = await consumer.start(
+                self._stream,
+                {"deliver_policy": "by_start_sequence", "opt_start_seq": self.position + 1},
+            )
+            if not pending and not self._taken:
+                self._catch_up()
+            await consumer.until_broken()
+        finally:
+            await consumer.stop()
+
+    def _take(self, message: Message) -> None:
+        place = place_of(message.reply)
+        if place.sequence <= self.position:
+            return
+        self.position = place.sequence
+        headers = message.headers or {}
+        subject = message.subject
+        record = record_of_message(
+            place.sequence, place.recorded_ns, subject[self._skip :], headers, message.data
+        )
+        if not self._taken:
+            # Messages that came together are handed over one after the other without a pause.
+            asyncio.get_running_loop().call_soon(self._tell)
+        size = size_on_disk(subject, headers, message.data)
+        self._taken.append(Heard(record, headers.get(ID, ""), size))
+        self._left = place.pending
+
+    def _tell(self) -> None:
+        taken, self._taken = self._taken, []
+        self._hear(taken)
+        if self._left == 0 or self.position >= self._last:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        caught_up, self._caught_up = self._caught_up, None
+        if caught_up is not None:
+            caught_up()
+
+
+async def survey(
+    wire: Wire, stream: str, which: Mapping[str, Any], last: int, take: Callable[[Message], None]
+) -> None:
+    """Reads the headers of what is held up to `last`, as chosen by a consumer's configuration.
+
+    Where that consumer breaks, another one begins anew and `take` is given everything again. Raises
+    as `Follower.follow`.
+    """
+    for _ in range(_SURVEYS):
+        if await _surveyed(wire, stream, which, last, take):
+            return
+        logger.warning("jetstream.survey_broken", stream=stream)
+    raise StreamRefused(0, f"the survey of the stream broke off {_SURVEYS} times")
+
+
+async def _surveyed(
+    wire: Wire, stream: str, which: Mapping[str, Any], last: int, take: Callable[[Message], None]
+) -> bool:
+    """Whether it got to its end."""
+    done = asyncio.Event()
+
+    def heed(message: Message) -> None:
+        take(message)
+        place = place_of(message.reply)
+        if place.pending == 0 or place.sequence >= last:
+            done.set()
+
+    consumer = _Consumer(wire, heed)
+    try:
+        if not await consumer.start(stream, {**which, "headers_only": True}):
+            return True
+        broken = asyncio.ensure_future(consumer.until_broken())
+        finished = asyncio.ensure_future(done.wait())
+        try:
+            await asyncio.wait((broken, finished), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            broken.cancel()
+            finished.cancel()
+        return done.is_set()
+    finally:
+        await consumer.stop()
+
+
+class _Consumer:
+    """One consumer on the server, and the subscription that hears it."""
+
+    def __init__(self, wire: Wire, take: Callable[[Message], None]) -> None:
+        self._wire = wire
+        self._take = take
+        self._name = f"flux-{uuid.uuid4().hex[:12]}"
+        self._stream = ""
+        self._heard = 0
+        """Messages; each has its number."""
+        self._heard_s = 0.0
+        """When the last of anything came, by the loop's clock."""
+        self._broken = asyncio.Event()
+        self._subscription: Any = None
+
+    async def start(self, stream: str, which: Mapping[str, Any]) -> int:
+        """How many messages it will bring at once."""
+        inbox, self._subscription = await self._wire.subscribe(self._message)
+        config = {
+            "ack_policy": "none",
+            "deliver_subject": inbox,
+            "flow_control": True,
+            "idle_heartbeat": int(HEARTBEAT_S * _NS),
+            "inactive_threshold": int(10 * _NS),
+            "max_deliver": 1,
+            "mem_storage": True,
+            "num_replicas": 1,
+            **which,
+        }
+        request = {"stream_name": stream, "config": config, "action": "create"}
+        answer = await self._wire.ask(f"CONSUMER.CREATE.{stream}.{self._name}", request)
+        self._stream = stream
+        return int(answer.get("num_pending", 0))
+
+    async def until_broken(self) -> None:
+        loop = asyncio.get_running_loop()
+        waits = [
+            asyncio.ensure_future(self._broken.wait()),
+            asyncio.ensure_future(self._wire.lost.wait()),
+        ]
+        try:
+            self._heard_s = loop.time()
+            while (left_s := self._heard_s + _SILENCE_S - loop.time()) > 0:
+                done, _ = await asyncio.wait(
+                    waits, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if done:
+                    return
+            logger.warning("jetstream.consumer_silent", consumer=self._name)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def stop(self) -> None:
+        """Lets go of both ends; the server forgets a consumer that nobody hears by itself."""
+        self._broken.set()
+        if self._subscription is None or self._wire.lost.is_set():
+            return
+        try:
+            await self._subscription.unsubscribe()
+            if self._stream:
+                await self._wire.send(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}")
+        except Exception as error:  # the connection goes; so does the consumer
+            logger.debug("jetstream.consumer_not_deleted", error=str(error))
+
+    async def _message(self, message: Message) -> None:
+        if self._broken.is_set():
+            return
+        self._heard_s = asyncio.get_running_loop().time()
+        headers = message.headers or {}
+        if "Status" in headers:
+            await self._control(message, headers)
+            return
+        number = place_of(message.reply).consumer_sequence
+        if number != self._heard + 1:
+            logger.warning("jetstream.messages_missed", heard=self._heard, got=number)
+            self._broken.set()
+            return
+        self._heard = number
+        self._take(message)
+
+    async def _control(self, message: Message, headers: Mapping[str, str]) -> None:
+        """Heartbeats and flow control; anything else (409) says that the consumer is gone."""
+        if headers["Status"] != "100":
+            self._broken.set()
+            return
+        last = headers.get("Nats-Last-Consumer")
+        if last is not None and int(last) != self._heard:
+            self._broken.set()
+            return
+        reply = message.reply or headers.get("Nats-Consumer-Stalled", "")
+        if reply:
+            await self._wire.send(reply)

@@ -1,0 +1,266 @@
+"""One connection to NATS, from its making to its loss.
+
+A connection that is lost is not mended: another one follows it. So nothing that was sent on the old
+one can arrive behind what is sent on the next, and what is not answered yet fails at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg as Message
+from nats.aio.subscription import Subscription
+
+from aither_sdk.backoff import FullJitter
+from aither_sdk.errors import Unavailable
+from flux_svc.logs.jetstream_faults import StreamRefused, unreachable
+
+logger = structlog.get_logger()
+
+__all__ = ["ANSWER_S", "Dialler", "Headers", "Message", "Wire", "settle"]
+
+Headers = dict[str, str]
+
+CONNECT_S = 2
+PING_S = 1
+PINGS = 2
+"""A server that does not answer so many pings is gone: a partition is seen in about 3 s."""
+ANSWER_S = 5.0
+"""How long an answer may take before the connection is given up; a stream without a leader has one
+again within that time."""
+_INBOX_BYTES = 256 * 2**20
+"""Answers that wait for the loop. JetStream's flow control and the bounds of reads and appends keep
+far below it; what came beyond would be dropped and asked for again."""
+_STATUS, _END, _NOTHING, _NO_RESPONDERS = "Status", "204", "404", "503"
+
+
+class Wire:
+    """Answers are told apart by the last token of the inbox that they are sent to."""
+
+    def __init__(self, client: Client, url: str) -> None:
+        self.url = url
+        self.lost = asyncio.Event()
+        """Set once, when the connection is gone or was given up."""
+        self._client = client
+        self._inbox = client.new_inbox()
+        self._tokens = itertools.count()
+        self._waiting: dict[str, tuple[Callable[[Message], None], asyncio.Future[Any]]] = {}
+        """Token -> who takes the answers, and what fails when the connection is lost."""
+
+    @classmethod
+    async def dial(cls, url: str, *, name: str, credentials: Path | None = None) -> Self:
+        """Raises Unavailable LOG_UNREACHABLE."""
+        wire: list[Self] = []
+
+        async def gone() -> None:
+            for one in wire:
+                one._fail()
+
+        errors: list[Exception] = []
+
+        async def told(error: Exception) -> None:
+            logger.debug("nats.error", url=url, error=str(error))
+            errors[:] = [error]
+
+        client = Client()
+        try:
+            await client.connect(
+                url,
+                name=name,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,  # without a bound the library tries for minutes
+                reconnect_time_wait=0,
+                connect_timeout=CONNECT_S,
+                ping_interval=PING_S,
+                max_outstanding_pings=PINGS,
+                flush_timeout=ANSWER_S,  # of a socket that takes no more; unset: for ever
+                disconnected_cb=gone,
+                closed_cb=gone,
+                error_cb=told,
+                user_credentials=None if credentials is None else str(credentials),
+            )
+            made = cls(client, url)
+            wire.append(made)
+            await client.subscribe(
+                f"{made._inbox}.*", cb=made._route, pending_bytes_limit=_INBOX_BYTES
+            )
+        except (OSError, TimeoutError, nats.errors.Error) as error:
+            await _close(client)
+            why = errors[0] if errors else error
+            raise unreachable(url, str(why) or type(why).__name__) from error
+        except BaseException:
+            await _close(client)
+            raise
+        return made
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes of headers and body that the server takes in one message."""
+        return self._client.max_payload
+
+    @contextmanager
+    def answers(self, take: Callable[[Message], None], done: asyncio.Future[Any]) -> Iterator[str]:
+        """An inbox, for the time of the block, whose messages go to `take`; `done` fails when the
+        connection is lost."""
+        if self.lost.is_set():
+            raise unreachable(self.url, "the connection is lost")
+        token = str(next(self._tokens))
+        self._waiting[token] = take, done
+        try:
+            yield f"{self._inbox}.{token}"
+        finally:
+            del self._waiting[token]
+            if done.done() and not done.cancelled():
+                done.exception()  # taken note of, where the block ended before it asked
+
+    async def send(
+        self, subject: str, body: bytes = b"", headers: Headers | None = None, reply: str = ""
+    ) -> None:
+        """Keeps the order of calls. Waits only where the socket takes no more."""
+        if self.lost.is_set():
+            raise unreachable(self.url, "the connection is lost")
+        try:
+            await self._client.publish(subject, body, reply=reply, headers=headers)
+        except (OSError, TimeoutError, nats.errors.Error) as error:
+            self._fail()
+            raise unreachable(self.url, str(error)) from error
+
+    async def post(self, subject: str, body: bytes, headers: Headers) -> dict[str, Any]:
+        """Sends a message to the stream; its acknowledgement. Raises as `answer`."""
+        done: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        with self.answers(lambda message: settle(done, message), done) as reply:
+            await self.send(subject, body, headers, reply)
+            return await self.answer(done)
+
+    async def ask(self, verb: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """A question to JetStream's API, such as `STREAM.INFO.<name>`. Raises as `answer`."""
+        done: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        with self.answers(lambda message: settle(done, message), done) as reply:
+            await self.send(f"$JS.API.{verb}", json.dumps(request).encode(), None, reply)
+            return await self.answer(done)
+
+    async def answer(self, done: asyncio.Future[dict[str, Any]]) -> dict[str, Any]:
+        """Raises StreamRefused (what the server said) or Unavailable LOG_UNREACHABLE."""
+        answer: dict[str, Any] = await self._in_time(done)
+        if "error" in answer:
+            error = answer["error"]
+            raise StreamRefused(error.get("err_code", 0), error.get("description", ""))
+        return answer
+
+    async def collect(self, stream: str, request: Mapping[str, Any]) -> tuple[list[Message], int]:
+        """A batched direct get: the messages, and how many more would match. Raises as `answer`."""
+        found: list[Message] = []
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def take(message: Message) -> None:
+            status = message.headers.get(_STATUS) if message.headers else None
+            if status is None:
+                found.append(message)
+            elif done.done():
+                pass
+            elif status == _END:
+                done.set_result(int((message.headers or {}).get("Nats-Num-Pending", "0")))
+            elif status == _NOTHING:
+                done.set_result(0)
+            else:
+                done.set_exception(StreamRefused(int(status), "direct get"))
+
+        with self.answers(take, done) as reply:
+            await self.send(
+                f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode(), None, reply
+            )
+            return found, await self._in_time(done)
+
+    async def subscribe(
+        self, take: Callable[[Message], Awaitable[None]]
+    ) -> tuple[str, Subscription]:
+        """A subject of its own, whose messages go to `take` in order, until unsubscribed."""
+        subject = self._client.new_inbox()
+        try:
+            return subject, await self._client.subscribe(
+                subject, cb=take, pending_bytes_limit=_INBOX_BYTES
+            )
+        except (OSError, nats.errors.Error) as error:
+            raise unreachable(self.url, str(error)) from error
+
+    async def close(self) -> None:
+        self._fail()
+        await _close(self._client)
+
+    def give_up(self, why: str) -> None:
+        """The connection is of no use any more, though it may stand."""
+        if not self.lost.is_set():
+            logger.warning("nats.connection_given_up", url=self.url, why=why)
+        self._fail()
+
+    async def _in_time(self, done: asyncio.Future[Any]) -> Any:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await done
+        except TimeoutError:
+            self.give_up(f"no answer within {ANSWER_S:g} s")
+            raise unreachable(self.url, f"no answer within {ANSWER_S:g} s") from None
+
+    async def _route(self, message: Message) -> None:
+        waiting = self._waiting.get(message.subject.rpartition(".")[2])
+        if waiting is not None:
+            waiting[0](message)
+
+    def _fail(self) -> None:
+        self.lost.set()
+        for _, done in self._waiting.values():
+            if not done.done():
+                done.set_exception(unreachable(self.url, "the connection is lost"))
+
+
+def settle(done: asyncio.Future[dict[str, Any]], message: Message) -> None:
+    """Takes the one answer to a question. An empty message says that more is awaited."""
+    if done.done():
+        return
+    if message.headers and message.headers.get(_STATUS) == _NO_RESPONDERS:
+        done.set_exception(StreamRefused(int(_NO_RESPONDERS), "nobody answers for the stream"))
+    elif message.data:
+        done.set_result(json.loads(message.data))
+
+
+class Dialler:
+    """Tries the servers one after the other."""
+
+    def __init__(self, urls: Sequence[str], credentials: Path | None = None) -> None:
+        self.urls = list(urls)
+        self._credentials = credentials
+        self._next = 0
+
+    async def dial(self) -> Wire:
+        """The next server. Raises Unavailable LOG_UNREACHABLE."""
+        url = self.urls[self._next % len(self.urls)]
+        self._next += 1
+        return await Wire.dial(url, name="aither-flux", credentials=self._credentials)
+
+    async def until_connected(self) -> Wire:
+        """Whichever answers, however long it takes."""
+        backoff = FullJitter(first_s=0.02, most_s=1.0)
+        while True:
+            for _ in self.urls:
+                try:
+                    return await self.dial()
+                except Unavailable as error:
+                    logger.debug("nats.not_there", reason=error.message)
+            await asyncio.sleep(backoff.next_s())
+
+
+async def _close(client: Client) -> None:
+    try:
+        async with asyncio.timeout(1.0):
+            await client.close()
+    except Exception as error:  # it is gone either way
+        logger.debug("nats.close_failed", error=str(error))
