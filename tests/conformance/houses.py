@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -9,9 +10,13 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 from aither_sdk.clock import Clock
+from flux_svc.logs.base import Ability
+from flux_svc.logs.jetstream import JetStreamLog
+from flux_svc.logs.jetstream_stream import StreamPlan
 from flux_svc.logs.memory import MemoryLog
 from flux_svc.logs.sqlite import SqliteLog
 from flux_svc.logs.sqlite_file import FILE_NAME
+from tests.nats_server import NatsServer
 
 
 class MemoryHouse:
@@ -46,3 +51,31 @@ class SqliteHouse:
             other.execute("BEGIN IMMEDIATE")
             yield
             other.execute("ROLLBACK")
+
+
+_streams = itertools.count()
+
+
+class JetStreamHouse:
+    """A stream of its own on a server that many tests share."""
+
+    abilities = JetStreamLog.abilities | {Ability.FSYNC}
+
+    def __init__(self, server: NatsServer) -> None:
+        self.server = server
+        self.stream = f"T{next(_streams)}"
+
+    async def open(self, *, clock: Clock | None = None, queue_events: int = 65_536) -> JetStreamLog:
+        return await JetStreamLog.open(
+            [self.server.url],
+            StreamPlan(self.stream),
+            synced=True,
+            clock=clock,
+            queue_events=queue_events,
+        )
+
+    def wipe(self) -> None:
+        self.server.ask(f"$JS.API.STREAM.DELETE.{self.stream}")
+
+    def stalled(self) -> AbstractContextManager[None]:
+        return self.server.paused()

@@ -49,9 +49,6 @@ async def test_settings_choose_the_log(tmp_path: Path) -> None:
     async with open_log(FluxSettings(log="memory"), tmp_path / "unused") as log:
         assert log.info().kind == "memory"
     assert not (tmp_path / "unused").exists()
-    with pytest.raises(ConfigError, match=r"flux\.log.*use sqlite"):
-        async with open_log(FluxSettings(log="jetstream"), tmp_path):
-            pass
 
 
 async def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
