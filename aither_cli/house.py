@@ -17,6 +17,8 @@ from aither_cli.data_dir import ChildLog
 from aither_cli.failures import Failure
 from aither_cli.follow import follow
 from aither_cli.minder import Minder
+from aither_cli.nats_server import NAME as NATS
+from aither_cli.nats_server import NatsPlace, is_healthy
 from aither_cli.services import Place, module_of
 from aither_cli.supervisor import Child, Patience, Report, State
 from aither_cli.teller import Teller
@@ -102,12 +104,13 @@ class House:
         self._teller.say("draining ...")
 
     async def _start_all(self, lifeline: int, tasks: BoundedTasks) -> None:
-        """Flux first, for all others dial it; then the others at the same time."""
+        """Where Flux keeps its events, Flux, for all others dial it; then those at the same
+        time."""
         for place in self._plan.places:
             self._minders.append(self._minder(place, lifeline))
-        first = [m for m in self._minders if m.name == "flux"]
-        others = [m for m in self._minders if m.name != "flux"]
-        for group in (first, others):
+        by_name = {minder.name: minder for minder in self._minders}
+        first = [[by_name.pop(name)] for name in (NATS, "flux") if name in by_name]
+        for group in (*first, list(by_name.values())):
             for minder in group:
                 tasks.spawn(f"mind {minder.name}", minder.mind)
             await self._settle(group)
@@ -131,9 +134,11 @@ class House:
     def _minder(self, place: Place, lifeline: int) -> Minder:
         log = ChildLog(self._plan.data_dir, place.name)
         log.rotate()
+        nats = place if isinstance(place, NatsPlace) else None
         return Minder(
             place,
-            [sys.executable, "-m", module_of(place.name)],
+            [sys.executable, "-m", module_of(place.name)] if nats is None else nats.command,
+            readiness=None if nats is None else partial(is_healthy, nats.health_address),
             environment={**self._plan.environment, LIFELINE_ENV: str(lifeline)},
             lifeline=lifeline,
             log=log,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import grpc
 
@@ -38,7 +38,9 @@ class Minder:
         child: Child,
         clock: Clock,
         report: Callable[[Minder, Report], None],
+        readiness: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
+        """`readiness`: how it is asked; unset: by gRPC at its health address."""
         self.place = place
         self.log = log
         self.child = child
@@ -49,6 +51,7 @@ class Minder:
         self._lifeline = lifeline
         self._clock = clock
         self._report = report
+        self._readiness = readiness
         self._process: asyncio.subprocess.Process | None = None
         self._exit: asyncio.Task[int] | None = None
         self._kill_at_s: float | None = None  # set by `stop`, taken by `mind`
@@ -110,7 +113,7 @@ class Minder:
     async def _probe(self, channel: grpc.aio.Channel) -> bool:
         starting = self.child.state is State.STARTING
         await asyncio.sleep(_EAGER_S if starting else _CALM_S)
-        return await is_ready(channel)
+        return await (is_ready(channel) if self._readiness is None else self._readiness())
 
     async def _obey(self, orders: Sequence[Order]) -> None:
         for order in orders:

@@ -10,8 +10,8 @@ from aither_cli.failures import Failure
 from aither_cli.services import Place
 from aither_sdk.listening import bind_fault
 
-OFFSETS = (1, 2, 3, 80, 101, 102, 103, 104, 105)
-"""What the services add to the port base."""
+OFFSETS = (1, 2, 3, 22, 80, 101, 102, 103, 104, 105, 122)
+"""What the services, and nats-server, add to the port base."""
 _BASES = range(20_000, 32_000)
 """Where a free base is looked for: below the ports that Linux hands to outgoing connections."""
 _ATTEMPTS = 200

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +14,10 @@ import typer
 
 from aither_cli.failures import USAGE, Failure
 from aither_cli.options import Config
-from aither_cli.services import NAMES, chosen, place_of
+from aither_cli.services import NAMES, Place, chosen, place_of
 
 if TYPE_CHECKING:
+    from aither_cli.nats_server import NatsPlace
     from aither_sdk.settings import Settings
 
 EPILOG = """\b
@@ -24,6 +25,7 @@ Examples:
   aither up                                  everything, on ports 7401 and up
   aither up --port-base 8400                 beside another one (with another --data-dir)
   aither up --only flux --log memory         only the bus, nothing kept
+  aither up --log jetstream                  events in NATS, which is started too
   AITHER_PULSE__FLEET=fleet.yaml aither up   watch your own services
 \b
 Exit: 0 after Ctrl-C or SIGTERM, once drained; 1 cannot start; 2 asked wrongly.
@@ -51,7 +53,7 @@ def up(
     ] = None,
     log: Annotated[
         str | None,
-        typer.Option("--log", metavar="sqlite|memory", help="Where Flux keeps events."),
+        typer.Option("--log", metavar="sqlite|memory|jetstream", help="Where Flux keeps events."),
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow/--no-follow", help="Tell what happens while it runs.")
@@ -68,10 +70,11 @@ def up(
     from aither_cli.data_dir import held
     from aither_cli.dialing import quiet_logs
     from aither_cli.house import HousePlan, run_house
+    from aither_cli.nats_server import write_config
     from aither_cli.ports import check_ports
 
     quiet_logs()
-    places = [place_of(name, settings) for name in names]
+    places: list[Place] = [place_of(name, settings) for name in names]
     # A service that is too slow says itself what kept it, before the parent loses its patience.
     overrides["drain_timeout_s"] = min(settings.drain_timeout_s, CHILD_DRAIN_S)
     if only is not None:
@@ -79,9 +82,15 @@ def up(
         services = [name for name in settings.pulse.services if name in ("flux", *names)]
         overrides["pulse"] = {**overrides.get("pulse", {}), "services": services}
     folder = settings.data_dir.absolute()
+    nats = _nats(settings, names, folder)
+    if nats is not None:
+        places.insert(0, nats)
+        overrides["flux"] = {**overrides.get("flux", {}), "nats_url": nats.url, "nats_synced": True}
     with held(folder):
         check_ports(places)
         _tell_if_flux_is_missing(names, settings.flux.address)
+        if nats is not None:
+            write_config(nats)
         run_house(
             HousePlan(
                 places=places,
@@ -106,6 +115,17 @@ def _tell_if_flux_is_missing(names: list[str], address: str) -> None:
         verb = "waits" if len(names) == 1 else "wait"
         told = f"{who} {verb} for Flux: nobody listens at {address}, and --only leaves it out"
         typer.echo(f"{told}; start it, or set flux.address", err=True)
+
+
+def _nats(settings: Settings, names: Sequence[str], data_dir: Path) -> NatsPlace | None:
+    """The nats-server that Flux needs, unless somebody said where there is one."""
+    flux = settings.flux
+    wanted = "flux" in names and flux.log == "jetstream"
+    if not wanted or "nats_url" in flux.model_fields_set:
+        return None
+    from aither_cli.nats_server import nats_place
+
+    return nats_place(settings.port_base, data_dir)
 
 
 def _settle(
