@@ -76,11 +76,17 @@ def _faults(resource: Resource) -> Iterator[str]:
 
 
 def _probe_faults(container: Resource) -> Iterator[str]:
-    """A probe of a port that the container does not name would be answered by nobody."""
+    """A probe of a port that the container does not name would be answered by nobody. Our own
+    services are asked by gRPC, others as they like it."""
     ports = {port["containerPort"] for port in container.get("ports", ())}
+    names = {port.get("name") for port in container.get("ports", ())}
     for name in ("startup", "liveness", "readiness"):
-        asked = container.get(f"{name}Probe", {}).get("grpc", {})
-        if asked.get("service") != name:
+        probe = container.get(f"{name}Probe", {})
+        asked = probe.get("grpc", {})
+        if not container["image"].startswith("aither"):
+            if probe.get("httpGet", {}).get("port") not in names:
+                yield f"{container['name']}: {name}Probe asks none of the ports {sorted(names)}"
+        elif asked.get("service") != name:
             yield f"{container['name']}: {name}Probe does not ask for the service {name} by gRPC"
         elif asked["port"] not in ports:
             yield f"{container['name']}: {name}Probe asks none of the ports {sorted(ports)}"
