@@ -15,7 +15,7 @@ settings.load_profile("aither")
 
 @pytest.fixture(autouse=True)
 def _log_settings_as_they_were() -> Iterator[None]:
-    """A command of the CLI sets logging for its whole process, which here is that of other tests."""
+    """A command of the CLI sets logging for its process, which here is that of other tests."""
     before = structlog.get_config()
     yield
     structlog.configure(**before)
