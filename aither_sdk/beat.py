@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 _LAYOUT = struct.Struct("<4sHHQQQQQ")
 """The loop's: magic, phase, ready, sequence, monotonic ns, thread id, pid, sequence again."""
@@ -192,8 +192,7 @@ def pack_span(trace_id: int, span_id: int) -> bytes:
     return _SPAN.pack(trace_id.to_bytes(16), span_id.to_bytes(8))
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """What the loop left behind at a beat; the watchdog measures from there."""
 
     sequence: int

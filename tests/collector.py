@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,14 +25,19 @@ class Collector:
         self.arrived_s: dict[bytes, float] = {}
         """time.monotonic() at which each span came, by its id."""
 
-    async def span(self, name: str, limit_s: float = 20.0, after: int = 0, **wanted: object) -> Any:
-        """The first span of that name, from index `after` on, with those `event_loop.stall.`
-        attributes; waits for it."""
+    async def span(
+        self,
+        name: str,
+        limit_s: float = 20.0,
+        which: Callable[[Any], bool] = lambda _span: True,
+        **wanted: object,
+    ) -> Any:
+        """The first such span with those `event_loop.stall.` attributes; waits for it."""
         async with asyncio.timeout(limit_s):
             while True:
-                for span in self.spans[after:]:
+                for span in self.spans:
                     told = attributes(span)
-                    if span.name == name and all(
+                    if (span.name == name and which(span)) and all(
                         told.get(f"event_loop.stall.{key}") == value
                         for key, value in wanted.items()
                     ):

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
 _PROC = "/proc/self/task"
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(NamedTuple):
     """Of one moment, in nanoseconds."""
 
     loop_cpu_ns: int
@@ -32,6 +32,34 @@ class Counters:
         """Time for which the thread could run and got no CPU."""
         fields = self.schedstat.split()
         return int(fields[1]) if len(fields) >= 2 else None
+
+
+class Schedstat:
+    """The line of one thread of this process, kept open: 1 us a reading."""
+
+    def __init__(self, thread_id: int) -> None:
+        try:
+            self._fd = os.open(f"{_PROC}/{thread_id}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1
+
+    def read(self) -> bytes:
+        """Empty where the platform does not tell."""
+        if self._fd < 0:
+            return b""
+        try:
+            return os.pread(self._fd, 64, 0)
+        except OSError:
+            return b""
+
+    def run_wait_ns(self) -> int:
+        fields = self.read().split()
+        return int(fields[1]) if len(fields) >= 2 else 0
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 class Collections:
@@ -72,10 +100,7 @@ class LoopGauge:
         self.thread_id = threading.get_native_id()
         self.ident = threading.get_ident()
         self._collections = collections
-        try:
-            self._schedstat = os.open(f"{_PROC}/{self.thread_id}/schedstat", os.O_RDONLY)
-        except OSError:
-            self._schedstat = -1
+        self._schedstat = Schedstat(self.thread_id)
         clock_of: Callable[[int], int] | None = getattr(time, "pthread_getcpuclockid", None)
         self._clock = clock_of(self.ident) if clock_of is not None else None
 
@@ -87,19 +112,11 @@ class LoopGauge:
         return self._counters(loop_cpu_ns)
 
     def _counters(self, loop_cpu_ns: int) -> Counters:
-        raw = b""
-        if self._schedstat >= 0:
-            try:
-                raw = os.pread(self._schedstat, 64, 0)
-            except OSError:
-                raw = b""
         total_ns = self._collections.total_ns()
-        return Counters(loop_cpu_ns, time.process_time_ns(), total_ns, raw)
+        return Counters(loop_cpu_ns, time.process_time_ns(), total_ns, self._schedstat.read())
 
     def close(self) -> None:
-        if self._schedstat >= 0:
-            os.close(self._schedstat)
-            self._schedstat = -1
+        self._schedstat.close()
 
 
 def suspended_ns() -> int:

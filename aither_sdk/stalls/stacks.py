@@ -21,6 +21,10 @@ class Frame:
     file: str
     line: int
 
+    def is_qualified_of(self, bare: Frame) -> bool:
+        """Whether `bare`, of faulthandler, may be this function; that does not qualify names."""
+        return self.file == bare.file and self.function.rpartition(".")[2] == bare.function
+
     def __str__(self) -> str:
         return f'  File "{self.file}", line {self.line}, in {self.function}'
 

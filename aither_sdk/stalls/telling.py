@@ -56,10 +56,17 @@ class Teller:
     """Takes stalls from the watchdog and tells them; what finds no room is counted."""
 
     def __init__(
-        self, sink: Sink | None, quota: Quota, error_after_ns: int, announce: Announce | None
+        self,
+        sink: Sink | None,
+        quota: Quota,
+        excused: Quota,
+        error_after_ns: int,
+        announce: Announce | None,
     ) -> None:
+        """`excused`: for stalls that are no fault of the code; an overrun machine makes many, and
+        they must not use up the quota of those that are."""
         self._sink = sink
-        self._quota = quota
+        self._quotas = {False: quota, True: excused}
         self._error_after_ns = error_after_ns
         self._announce = announce
         self._open: dict[int, Stall] = {}
@@ -107,7 +114,7 @@ class Teller:
             self._sink.close()
 
     def _detected(self, stall: Stall) -> None:
-        if self._quota.admits(time.monotonic_ns()):
+        if self._quota_of(stall).admits(time.monotonic_ns()):
             stall = self._with_suppressed(stall)
             self._open = {stall.number: stall}
             self._export(DETECTED, stall)
@@ -134,16 +141,21 @@ class Teller:
 
     def _late_word(self, stall: Stall) -> bool:
         """Whether a stall that was not told while it was open is told at its end."""
-        if stall.lag_ns >= self._quota.always_from_ns:
-            self._quota.suppressed = max(0, self._quota.suppressed - 1)
+        quota = self._quota_of(stall)
+        if stall.lag_ns >= quota.always_from_ns:
+            quota.suppressed = max(0, quota.suppressed - 1)
             return True
         if stall.detected_in_time:  # it was refused then, and counted
             return False
-        return self._quota.admits(time.monotonic_ns())
+        return quota.admits(time.monotonic_ns())
+
+    def _quota_of(self, stall: Stall) -> Quota:
+        return self._quotas[stall.cause in EXCUSED]
 
     def _with_suppressed(self, stall: Stall) -> Stall:
         refused, self._refused = self._refused, 0
-        return replace(stall, suppressed=self._quota.take_suppressed() + refused)
+        suppressed = sum(quota.take_suppressed() for quota in self._quotas.values())
+        return replace(stall, suppressed=suppressed + refused)
 
     def _export(self, name: str, stall: Stall) -> None:
         if self._sink is None:

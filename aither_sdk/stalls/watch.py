@@ -82,7 +82,8 @@ class Watch:
         """In this run, told or not; counted when the watch is left."""
         self._stall_after_ns = int(stall_after_s * 1e9)
         self._error_after_ns = int(error_after_s * 1e9)
-        self._quota = Quota(_BURST, int(_MINUTE_NS / stalls_per_minute), _ALWAYS_TOLD_NS)
+        interval_ns = int(_MINUTE_NS / stalls_per_minute)
+        self._quotas = [Quota(_BURST, interval_ns, _ALWAYS_TOLD_NS) for _ in range(2)]
         self._health = (bind, health_port, services) if health_port is not None else None
         self._user_code = tuple(str(path) for path in user_code)
         self._phase = phase
@@ -157,7 +158,7 @@ class Watch:
         self.heart.turn(self._phase, ready=True)
         self.heart.start()
         self._teller = Teller(
-            open_sink(resource), self._quota, self._error_after_ns, self._announced
+            open_sink(resource), *self._quotas, self._error_after_ns, self._announced
         )
         self._watchdog = Watchdog(
             loop,

@@ -15,11 +15,11 @@ from aither_sdk.stalls.causes import Reading, judge_cause
 from aither_sdk.stalls.gauges import (
     Counters,
     LoopGauge,
+    Schedstat,
     ThreadState,
     Throttling,
     others_runnable,
     suspended_ns,
-    thread_cpu_ns,
     thread_state,
 )
 from aither_sdk.stalls.record import MAX_SAMPLES, Sample, SpanRef, Stall, StallId
@@ -115,6 +115,7 @@ class Watchdog:
         """Throttled, suspended and stopped time when all was well."""
         self._base_read_ns = 0
         self._own_id = 0
+        self._own_gauge: Schedstat | None = None
         self._woke_ns = self._woke_wait_ns = 0
         self._witnessed: Witnessed | None = None
 
@@ -132,6 +133,7 @@ class Watchdog:
 
     def _run(self) -> None:
         self._own_id = threading.get_native_id()
+        self._own_gauge = Schedstat(self._own_id)
         self._woke_ns, self._woke_wait_ns = time.monotonic_ns(), self._own_wait_ns()
         while not self._stop.is_set():
             silent_ns = self._heart.mark.at_ns + BEAT_INTERVAL_NS + self._stall_after_ns
@@ -144,6 +146,7 @@ class Watchdog:
                 self._follow(mark, late_ns)
                 self._base_read_ns = 0
             self._read_base(time.monotonic_ns())
+        self._own_gauge.close()
 
     def _follow(self, mark: Mark, late_ns: int) -> None:
         """One stall, from the moment in which it is one to its end."""
@@ -258,20 +261,18 @@ class Watchdog:
             other_stacks=open_.others if reading.handles == 0 else (),
         )
         found = self._witnessed
-        if found is not None and found.stall_id == stall_id.text:
-            # Looks that came late show where the thread stood when the GIL was free again.
-            if culprit is None or reading.watchdog_late_ns * 2 >= reading.lag_ns:
-                stall = self._as_witnessed(stall, found)
+        # Looks that came late show where the thread stood when the GIL was free again.
+        blind = culprit is None or reading.watchdog_late_ns * 2 >= reading.lag_ns
+        if blind and found is not None and found.stall_id == stall_id.text:
+            stall = self._as_witnessed(stall, found)
         return stall
 
     def _as_witnessed(self, stall: Stall, found: Witnessed) -> Stall:
         blamed = found.other_stacks[0] if found.other_stacks else found.stack
         culprit = find_culprit(blamed, self._territory)
         known = stall.culprit
-        if culprit is not None and known is not None and culprit.file == known.file:
-            # faulthandler does not qualify names.
-            if known.function.rpartition(".")[2] == culprit.function:
-                culprit = replace(culprit, function=known.function)
+        if culprit is not None and known is not None and known.is_qualified_of(culprit):
+            culprit = replace(culprit, function=known.function)
         return replace(
             stall,
             culprit=culprit or known,
@@ -303,8 +304,7 @@ class Watchdog:
         return max(0, late_ns - starved_ns)
 
     def _own_wait_ns(self) -> int:
-        told = thread_cpu_ns(self._own_id, "self")
-        return told[1] if told is not None else 0
+        return self._own_gauge.run_wait_ns() if self._own_gauge is not None else 0
 
     def _outside(self) -> tuple[int, int, int]:
         return self._throttling.total_ns(), suspended_ns(), self._heart.cell.stopped_ns

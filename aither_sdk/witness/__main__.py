@@ -27,7 +27,8 @@ from aither_sdk.witness.serving import open_health
 from aither_sdk.witness.verdict import judge
 from aither_sdk.witness.voice import Voice, say
 
-_POLL_S = 0.05
+_POLL_S = 0.1
+"""Between two looks at the cell for those who watch; who checks has it fresh anyway."""
 
 
 async def _serve(arguments: argparse.Namespace) -> int:
@@ -68,7 +69,7 @@ async def _serve(arguments: argparse.Namespace) -> int:
             # A forked child may hold the other end of stdin; it is not the parent.
             while not parent_gone.is_set() and os.getppid() == arguments.parent:
                 await inquiry.poll()
-                board.refresh()  # for those who watch; who checks has it fresh anyway
+                board.refresh()
                 await asyncio.sleep(_POLL_S)
             silent = inquiry.silent()
     except AitherError as error:

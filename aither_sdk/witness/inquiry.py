@@ -26,6 +26,8 @@ _SILENCE_S = 0.02
 _ANSWER_S = 0.2
 _IDLE_SHARE = 10
 """A thread that used less than one part in so many of a time did not run in it."""
+_HOLDER_SHARE = 8
+"""A thread that used more than one part in so many, and more than the loop, may hold the GIL."""
 _EXCUSE_FROM_NS = 1_000_000_000
 
 
@@ -150,7 +152,10 @@ class Inquiry:
         )
         cause = judge_cause(seen)
         stacks: tuple[Stack, ...] = ()
-        if cause is Cause.GIL_HELD_ELSEWHERE and busiest:
+        # On an overrun machine the verdict may be another; who computes while nobody else does
+        # holds the GIL all the same.
+        most_ns, loop_ns = others.get(busiest, 0), used.get(beat.thread_id, 0)
+        if most_ns > 2 * loop_ns and most_ns * _HOLDER_SHARE > window_ns:
             stacks = tuple(filter(None, (await self._stack_of(busiest),)))
         # CPU was measured over a moment only, so that the record of the whole has none.
         reading = Reading(

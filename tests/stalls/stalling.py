@@ -74,7 +74,7 @@ def sqlite_lock(seconds: float) -> None:
 def python(seconds: float) -> None:
     end_s = time.monotonic() + seconds
     total = 0
-    while time.monotonic() < end_s:
+    while time.monotonic() < end_s:  # blame
         total += 1  # blame
 
 
@@ -164,15 +164,14 @@ def _text_that_takes(seconds: float) -> str:
 
 
 def _json_that_takes(seconds: float) -> str:
-    count = int(200_000 * seconds / _measured["json"])
-    return "[" + ",".join(['{"a":1}'] * count) + "]"
+    return '"' + "\\n" * int(1_000_000 * seconds / _measured["json"]) + '"'
 
 
 def measure() -> None:
     begin_s = time.perf_counter()
     re.match(r"(a+)+$", "a" * 18 + "b")
     _measured["regex"] = time.perf_counter() - begin_s
-    text = "[" + ",".join(['{"a":1}'] * 200_000) + "]"
+    text = '"' + "\\n" * 1_000_000 + '"'
     begin_s = time.perf_counter()
     json.loads(text)
     _measured["json"] = time.perf_counter() - begin_s
@@ -195,7 +194,8 @@ async def main() -> None:
     lines = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    async with aither_sdk.watch("stalling", health_port=0, user_code=[__file__]) as watch:
+    options = {"health_port": 0, "user_code": [__file__], "stalls_per_minute": 6_000}
+    async with aither_sdk.watch("stalling", **options) as watch:
         assert watch.witness is not None
         print("ready", watch.witness.address, watch.witness.pid, flush=True)
         while line := (await lines.readline()).decode().split():
