@@ -83,7 +83,8 @@ class Watch:
         self._stall_after_ns = int(stall_after_s * 1e9)
         self._error_after_ns = int(error_after_s * 1e9)
         interval_ns = int(_MINUTE_NS / stalls_per_minute)
-        self._quotas = [Quota(_BURST, interval_ns, _ALWAYS_TOLD_NS) for _ in range(2)]
+        self._quota = Quota(_BURST, interval_ns, _ALWAYS_TOLD_NS)
+        self._excused_quota = Quota(_BURST, interval_ns, _ALWAYS_TOLD_NS)
         self._health = (bind, health_port, services) if health_port is not None else None
         self._user_code = tuple(str(path) for path in user_code)
         self._phase = phase
@@ -158,7 +159,11 @@ class Watch:
         self.heart.turn(self._phase, ready=True)
         self.heart.start()
         self._teller = Teller(
-            open_sink(resource), *self._quotas, self._error_after_ns, self._announced
+            open_sink(resource),
+            self._quota,
+            self._excused_quota,
+            self._error_after_ns,
+            self._announced,
         )
         self._watchdog = Watchdog(
             loop,

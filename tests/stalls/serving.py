@@ -20,7 +20,7 @@ from aither.flux.v1 import flux_service_pb2_grpc
 from aither_sdk import Life, run
 
 
-class Servicer(flux_service_pb2_grpc.FluxServiceServicer):  # type: ignore[misc]
+class Servicer(flux_service_pb2_grpc.FluxServiceServicer):
     async def Publish(self, request: pb.PublishRequest, context: Any) -> pb.PublishResponse:
         subject = request.events[0].subject
         await asyncio.sleep(0.3)

@@ -194,8 +194,9 @@ async def main() -> None:
     lines = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    options = {"health_port": 0, "user_code": [__file__], "stalls_per_minute": 6_000}
-    async with aither_sdk.watch("stalling", **options) as watch:
+    async with aither_sdk.watch(
+        "stalling", health_port=0, user_code=[__file__], stalls_per_minute=6_000
+    ) as watch:
         assert watch.witness is not None
         print("ready", watch.witness.address, watch.witness.pid, flush=True)
         while line := (await lines.readline()).decode().split():
