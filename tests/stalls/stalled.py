@@ -43,24 +43,25 @@ class Stalling:
         self.witness_pid = 0
 
     async def ready(self) -> None:
-        _, self.address, pid = await self._hear("ready")
+        _, self.address, pid = await self.hear("ready")
         self.witness_pid = int(pid)
 
     async def begin(self, kind: str, seconds: float) -> float:
         """Answers when it began, on the clock that all processes share."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{kind} {seconds}\n".encode())
-        return float((await self._hear("begin"))[2])
+        return float((await self.hear("begin"))[2])
 
     async def end(self) -> float:
-        return float((await self._hear("end"))[2])
+        return float((await self.hear("end"))[2])
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    async def _hear(self, word: str) -> list[str]:
+    async def hear(self, word: str, limit_s: float = _LIMIT_S) -> list[str]:
+        """The next line that begins so."""
         assert self.process.stdout is not None
-        async with asyncio.timeout(_LIMIT_S):
+        async with asyncio.timeout(limit_s):
             while line := (await self.process.stdout.readline()).decode().split():
                 if line[0] == word:
                     return line

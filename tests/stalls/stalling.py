@@ -80,11 +80,11 @@ def python(seconds: float) -> None:
 
 def big_json(seconds: float) -> None:
     """One call that holds the GIL for about so long."""
-    json.loads(_json_that_takes(seconds))  # blame
+    json.loads(_texts["json"])  # blame
 
 
 def regex(seconds: float) -> None:
-    text = _text_that_takes(seconds)
+    text = _texts["regex"]
     re.match(r"(a+)+$", text)  # blame
 
 
@@ -104,6 +104,14 @@ async def callbacks(seconds: float) -> None:
         loop.call_soon(tiny)
 
 
+async def work(seconds: float) -> None:
+    """What a healthy service does: short pieces of computing, a fifth of the time."""
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        json.dumps(list(range(20_000)))
+        await asyncio.sleep(0.02)
+
+
 def collection(seconds: float) -> None:
     gc.collect()  # blame
 
@@ -120,7 +128,7 @@ async def grow(seconds: float) -> list[object]:
 
 def other_thread(seconds: float) -> None:
     """Another thread holds the GIL; the loop itself does nothing wrong."""
-    text = _text_that_takes(seconds)
+    text = _texts["regex"]
     threading.Thread(target=_hold, args=(text,)).start()
 
 
@@ -153,6 +161,13 @@ def _timeval(seconds: float) -> bytes:
 
 _OBJECTS_A_MS = 8_000
 _measured: dict[str, float] = {}
+_texts: dict[str, str] = {}
+"""Made before a stall begins, for making them takes its time too."""
+
+
+def prepare(kind: str, seconds: float) -> None:
+    _texts["regex"] = _text_that_takes(seconds)
+    _texts["json"] = _json_that_takes(seconds if kind == "big_json" else 0)
 
 
 def _text_that_takes(seconds: float) -> str:
@@ -182,6 +197,8 @@ async def stall(kind: str, seconds: float) -> None:
         await asyncio.sleep(0)
         if kind == "callbacks":
             await callbacks(seconds)
+        elif kind == "work":
+            await work(seconds)
         else:
             KINDS[kind](seconds)
 
@@ -202,6 +219,7 @@ async def main() -> None:
         while line := (await lines.readline()).decode().split():
             kind, seconds = line[0], float(line[1])
             graph = await grow(seconds) if kind == "collection" else []
+            prepare(kind, seconds)
             await asyncio.sleep(0.15)  # a beat or two, so that the stall begins with its cause
             print("begin", kind, time.monotonic(), flush=True)
             await asyncio.create_task(stall(kind, seconds), name=f"task of {kind}")
