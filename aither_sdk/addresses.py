@@ -29,18 +29,6 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def why_not_bind(host: str, port: int) -> str | None:
-    """Why nobody can listen at host:port now, as the operating system says it; None: one can."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return error.strerror
-    return None
-
-
 @contextmanager
 def serving_at(host: str, port: int) -> Iterator[None]:
     """While this is open, dialling host:port from this process raises SelfDialError."""

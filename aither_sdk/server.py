@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from aither_sdk.addresses import join_address, serving_at, why_not_bind
+from aither_sdk.addresses import join_address, serving_at
 from aither_sdk.channels import MAX_MESSAGE_BYTES
 from aither_sdk.errors import FailedPrecondition, Unavailable
 from aither_sdk.health import HealthBoard, HealthServicer

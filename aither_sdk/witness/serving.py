@@ -10,9 +10,10 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from aither_sdk.addresses import join_address, why_not_bind
+from aither_sdk.addresses import join_address
 from aither_sdk.errors import AitherError, Unavailable
 from aither_sdk.health import HealthBoard, HealthServicer
+from aither_sdk.listening import bind_fault
 
 _HEALTH = "grpc.health.v1.Health"
 _REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
@@ -34,11 +35,12 @@ async def open_health(bind: str, port: int, board: HealthBoard) -> AsyncIterator
     server = grpc.aio.server(options=_OPTIONS)
     health_pb2_grpc.add_HealthServicer_to_server(_Servicer(board), server)
     server.add_generic_rpc_handlers((_LazyReflection((_HEALTH, _REFLECTION)),))
-    why = why_not_bind(bind, port)
-    bound = server.add_insecure_port(join_address(bind, port)) if why is None else 0
+    fault = bind_fault(bind, port)
+    bound = server.add_insecure_port(join_address(bind, port)) if fault is None else 0
     if not bound:
+        told = fault.strerror if fault is not None else "gRPC refused the address"
         raise Unavailable(
-            f"cannot listen at {join_address(bind, port)}: {why or 'gRPC refused the address'}; "
+            f"cannot listen at {join_address(bind, port)}: {told}; "
             "free the port or choose another (--port-base)",
             reason="CANNOT_LISTEN",
         )
@@ -53,7 +55,7 @@ async def _until_free(bind: str, port: int) -> None:
     """Waits a moment for a taken port: after a crash of the service, the witness before this one
     may still be on its way out."""
     for _ in range(int(_PORT_PATIENCE_S / _PORT_POLL_S)):
-        if not port or why_not_bind(bind, port) is None:
+        if not port or bind_fault(bind, port) is None:
             return
         await asyncio.sleep(_PORT_POLL_S)
 

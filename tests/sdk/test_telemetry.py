@@ -17,7 +17,7 @@ from aither.flux.v1 import flux_service_pb2_grpc
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.channels import open_channel
 from aither_sdk.telemetry import wanted_signals
-from tests.collector import Collector, collecting
+from tests.collector import Collector, attributes, collecting
 from tests.processes import ServiceProcess, running
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -43,14 +43,6 @@ async def publish_stream(address: str, *events: Event) -> None:
         stub = flux_service_pb2_grpc.FluxServiceStub(channel)
         requests = iter([pb.PublishStreamRequest(events=events)])
         assert [len(answer.results) async for answer in stub.PublishStream(requests)] == [2]
-
-
-def attributes(span: Any) -> dict[str, Any]:
-    return {
-        one.key: one.value.string_value or one.value.int_value
-        for one in span.attributes
-        if one.key.startswith("messaging.")
-    }
 
 
 async def test_publishing_is_described_and_a_stream_has_a_short_span_for_each_sampled_batch(
