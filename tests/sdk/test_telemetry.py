@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,11 @@ from tests.processes import ServiceProcess, running
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
+
+
+def messaging(span: Any) -> dict[str, Any]:
+    told = attributes(span).items()
+    return {key: value for key, value in told if key.startswith("messaging.")}
 
 
 @pytest.fixture
@@ -68,13 +74,13 @@ async def test_publishing_is_described_and_a_stream_has_a_short_span_for_each_sa
         "messaging.operation.type": "send",
     }
     (unary,) = [span for span in collected.spans if span.name.endswith("/Publish")]
-    assert attributes(unary) == {
+    assert messaging(unary) == {
         **common,
         "messaging.batch.message_count": 1,
         "messaging.destination.name": "told.alone",
     }
     (batch,) = [span for span in collected.spans if span.name == "publish"]
-    assert attributes(batch) == {**common, "messaging.batch.message_count": 2}
+    assert messaging(batch) == {**common, "messaging.batch.message_count": 2}
     assert (batch.trace_id.hex(), batch.parent_span_id.hex()) == (TRACE, PARENT)
     assert 0 < batch.end_time_unix_nano - batch.start_time_unix_nano < 5_000_000_000
 

@@ -41,6 +41,12 @@ def test_silence_costs_readiness_first_and_liveness_last(
     assert (verdict.live, verdict.ready) == (live, ready)
 
 
+def test_silence_that_is_no_fault_of_the_service_costs_readiness_alone() -> None:
+    verdict = judge(beat(), int(200e9), excused_ns=int(80e9))
+    assert (verdict.live, verdict.ready) == (True, False)
+    assert not judge(beat(), int(200e9), excused_ns=int(69e9)).live
+
+
 def test_before_the_first_beat_it_lives_but_has_not_started() -> None:
     verdict = judge(None, 0)
     assert (verdict.live, verdict.started, verdict.ready) == (True, False, False)
