@@ -56,6 +56,11 @@ class HealthBoard:
         if self._refresh is not None:
             self._refresh(self)
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody waits to be told of a change."""
+        return bool(self._watchers)
+
     def set(
         self,
         *,

@@ -34,12 +34,13 @@ class Counters(NamedTuple):
         return int(fields[1]) if len(fields) >= 2 else None
 
 
-class Schedstat:
-    """The line of one thread of this process, kept open: 1 us a reading."""
+class KeptFile:
+    """A small file of the kernel's, kept open. Each step of a file operation gives the GIL away,
+    and a computing loop gives it back 5 ms later: one step is all that a reading may take."""
 
-    def __init__(self, thread_id: int) -> None:
+    def __init__(self, path: str) -> None:
         try:
-            self._fd = os.open(f"{_PROC}/{thread_id}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             self._fd = -1
 
@@ -48,18 +49,25 @@ class Schedstat:
         if self._fd < 0:
             return b""
         try:
-            return os.pread(self._fd, 64, 0)
+            return os.pread(self._fd, 1024, 0)
         except OSError:
             return b""
-
-    def run_wait_ns(self) -> int:
-        fields = self.read().split()
-        return int(fields[1]) if len(fields) >= 2 else 0
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+class Schedstat(KeptFile):
+    """CPU and run-queue wait of one thread of this process."""
+
+    def __init__(self, thread_id: int) -> None:
+        super().__init__(f"{_PROC}/{thread_id}/schedstat")
+
+    def run_wait_ns(self) -> int:
+        fields = self.read().split()
+        return int(fields[1]) if len(fields) >= 2 else 0
 
 
 class Collections:
@@ -101,6 +109,8 @@ class LoopGauge:
         self.ident = threading.get_ident()
         self._collections = collections
         self._schedstat = Schedstat(self.thread_id)
+        self._stat = KeptFile(f"{_PROC}/{self.thread_id}/stat")
+        self._wchan = KeptFile(f"{_PROC}/{self.thread_id}/wchan")
         clock_of: Callable[[int], int] | None = getattr(time, "pthread_getcpuclockid", None)
         self._clock = clock_of(self.ident) if clock_of is not None else None
 
@@ -111,12 +121,18 @@ class LoopGauge:
         loop_cpu_ns = time.clock_gettime_ns(self._clock) if self._clock is not None else 0
         return self._counters(loop_cpu_ns)
 
+    def state(self) -> ThreadState:
+        """Of the loop's thread, for any other."""
+        state = _state_in(self._stat.read())
+        return ThreadState(state, _spell_wchan(self._wchan.read()) if state in ("S", "D") else "")
+
     def _counters(self, loop_cpu_ns: int) -> Counters:
         total_ns = self._collections.total_ns()
         return Counters(loop_cpu_ns, time.process_time_ns(), total_ns, self._schedstat.read())
 
     def close(self) -> None:
-        self._schedstat.close()
+        for file in (self._schedstat, self._stat, self._wchan):
+            file.close()
 
 
 def suspended_ns() -> int:
@@ -136,17 +152,24 @@ class ThreadState:
 
 def thread_state(thread_id: int, pid: int | str = "self") -> ThreadState:
     folder = f"/proc/{pid}/task/{thread_id}"
-    stat = _read(f"{folder}/stat")
-    wchan = _read(f"{folder}/wchan").decode(errors="replace").strip()
+    state = _state_in(_read(f"{folder}/stat"))
+    return ThreadState(state, _spell_wchan(_read(f"{folder}/wchan")) if state in ("S", "D") else "")
+
+
+def _state_in(stat: bytes) -> str:
     # The second field is the name, in brackets, and may hold anything.
-    state = stat.rpartition(b") ")[2][:1].decode()
-    return ThreadState(state, "" if wchan == "0" else wchan)
+    return stat.rpartition(b") ")[2][:1].decode()
+
+
+def _spell_wchan(wchan: bytes) -> str:
+    spelled = wchan.decode(errors="replace").strip()
+    return "" if spelled == "0" else spelled
 
 
 def others_runnable(but: frozenset[int], pid: int | str = "self") -> bool:
     """Whether another thread of the process runs or could."""
     return any(
-        thread_state(thread_id, pid).state == "R"
+        _state_in(_read(f"/proc/{pid}/task/{thread_id}/stat")) == "R"
         for thread_id in threads_of(pid)
         if thread_id not in but
     )
@@ -169,16 +192,18 @@ class Throttling:
     """Time for which the cgroup's CPU quota was used up, of cgroup v2 or v1."""
 
     def __init__(self, root: Path = Path("/sys/fs/cgroup")) -> None:
-        self._path, self._key, self._unit_ns = _cpu_stat(root)
+        path, self._key, self._unit_ns = _cpu_stat(root)
+        self._file = KeptFile(path)
 
     def total_ns(self) -> int:
-        if not self._path:
-            return 0
-        for line in _read(self._path).splitlines():
+        for line in self._file.read().splitlines():
             name, _, value = line.partition(b" ")
             if name == self._key and value.isdigit():
                 return int(value) * self._unit_ns
         return 0
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _cpu_stat(root: Path) -> tuple[str, bytes, int]:

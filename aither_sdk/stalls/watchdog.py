@@ -20,7 +20,6 @@ from aither_sdk.stalls.gauges import (
     Throttling,
     others_runnable,
     suspended_ns,
-    thread_state,
 )
 from aither_sdk.stalls.record import MAX_SAMPLES, Sample, SpanRef, Stall, StallId
 from aither_sdk.stalls.sampling import Seen, look, other_stacks, running_tasks
@@ -147,6 +146,7 @@ class Watchdog:
                 self._base_read_ns = 0
             self._read_base(time.monotonic_ns())
         self._own_gauge.close()
+        self._throttling.close()
 
     def _follow(self, mark: Mark, late_ns: int) -> None:
         """One stall, from the moment in which it is one to its end."""
@@ -174,11 +174,14 @@ class Watchdog:
 
     def _tell_open(self, open_: _Open) -> None:
         open_.tasks = tuple(running_tasks(self._loop))
-        open_.state = thread_state(self._gauge.thread_id)
-        but = frozenset({self._gauge.thread_id, self._own_id})
-        open_.others_runnable = others_runnable(but)
+        open_.state = self._gauge.state()
         open_.told = True
         reading = self._reading(open_, time.monotonic_ns() - open_.begin_ns, None)
+        if (reading.loop_cpu_ns or 0) * 2 < reading.lag_ns:
+            # Asked only of a loop that does not compute: beside one that does, it would take long.
+            but = frozenset({self._gauge.thread_id, self._own_id})
+            open_.others_runnable = others_runnable(but)
+            reading = replace(reading, others_runnable=open_.others_runnable)
         self._detected(self._stall(open_, reading, ended=False))
 
     def _tell_missed(self, gap: Gap, late_ns: int) -> None:

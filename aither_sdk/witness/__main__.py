@@ -69,7 +69,8 @@ async def _serve(arguments: argparse.Namespace) -> int:
             # A forked child may hold the other end of stdin; it is not the parent.
             while not parent_gone.is_set() and os.getppid() == arguments.parent:
                 await inquiry.poll()
-                board.refresh()
+                if board.watched:
+                    board.refresh()
                 await asyncio.sleep(_POLL_S)
             silent = inquiry.silent()
     except AitherError as error:

@@ -99,7 +99,7 @@ async def test_blocking_calls_are_named_with_line_task_and_kernel_function() -> 
 async def test_code_that_computes_is_named_though_it_leaves_the_watchdog_little_time() -> None:
     async with stalling() as process:
         for kind in ("python", "big_json"):
-            _, whole = await check(process, kind, "cpu_on_loop")
+            _, whole = await check(process, kind, "cpu_on_loop", seconds=1.2)
             interrupted = await interrupted_by(process, kind, whole)
             assert whole.parent_span_id == interrupted.span_id
         _, whole = await check(process, "callbacks", "many_callbacks")
