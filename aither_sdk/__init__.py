@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from aither_sdk.lifecycle import Life, run
     from aither_sdk.publisher import Publisher
     from aither_sdk.settings import Settings, load_settings
+    from aither_sdk.stalls.watch import Watch, watch
     from aither_sdk.subscriber import Subscriber
     from aither_sdk.tasks import BoundedTasks
     from aither_sdk.worker import Worker
@@ -38,6 +39,7 @@ _HOMES = {
     "Publisher": "publisher",
     "Settings": "settings",
     "Subscriber": "subscriber",
+    "Watch": "stalls.watch",
     "Worker": "worker",
     "fields_of": "events",
     "load_settings": "settings",
@@ -45,6 +47,7 @@ _HOMES = {
     "open_channel": "channels",
     "payload_of": "events",
     "run": "lifecycle",
+    "watch": "stalls.watch",
 }
 
 __all__ = [
@@ -55,6 +58,7 @@ __all__ = [
     "Publisher",
     "Settings",
     "Subscriber",
+    "Watch",
     "Worker",
     "fields_of",
     "load_settings",
@@ -62,6 +66,7 @@ __all__ = [
     "open_channel",
     "payload_of",
     "run",
+    "watch",
 ]
 
 

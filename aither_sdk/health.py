@@ -7,7 +7,7 @@ start SERVING, have no List and let a watcher that does not read delay `set`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -27,7 +27,8 @@ _LIST_LIMIT = 100
 class HealthBoard:
     """Status by service name. Starts NOT_SERVING throughout; owned by one event loop.
 
-    `""` and every full service name say the same as readiness.
+    `""` and every full service name say the same as readiness; `readiness/<fact>` says of one
+    named condition of it whether it holds.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class HealthBoard:
         self._statuses: dict[str, ServingStatus] = dict.fromkeys(
             (*self._ready_names, LIVENESS, STARTUP), NOT_SERVING
         )
+        self._facts: dict[str, bool] = {}
         self._watchers: set[asyncio.Event] = set()
 
     def status(self, service: str) -> ServingStatus | None:
@@ -54,11 +56,28 @@ class HealthBoard:
         if self._refresh is not None:
             self._refresh(self)
 
-    def set(self, *, live: bool, started: bool, ready: bool) -> None:
-        """Turns the board and wakes every watcher. Never waits for one."""
+    @property
+    def watched(self) -> bool:
+        """Whether anybody waits to be told of a change."""
+        return bool(self._watchers)
+
+    def set(
+        self,
+        *,
+        live: bool,
+        started: bool,
+        ready: bool,
+        facts: Mapping[str, bool] | None = None,
+    ) -> None:
+        """Turns the board and wakes every watcher. Never waits for one. `facts`: the named
+        conditions of readiness; None leaves them as they are."""
+        if facts is not None:
+            self._facts = dict(facts)
         turned = dict.fromkeys(self._ready_names, SERVING if ready else NOT_SERVING)
         turned[LIVENESS] = SERVING if live else NOT_SERVING
         turned[STARTUP] = SERVING if started else NOT_SERVING
+        for fact, holds in self._facts.items():
+            turned[f"{READINESS}/{fact}"] = SERVING if holds else NOT_SERVING
         if turned != self._statuses:
             self._statuses = turned
             for watcher in self._watchers:

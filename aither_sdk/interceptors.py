@@ -18,6 +18,8 @@ from opentelemetry import metrics, propagate, trace
 
 from aither_sdk.errors import AitherError, DeadlineExceeded, Internal
 from aither_sdk.rpc_status import to_status
+from aither_sdk.stalls.calls import CallsInFlight
+from aither_sdk.stalls.record import SpanRef
 
 _log = structlog.get_logger()
 
@@ -85,12 +87,14 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
 
 class TelemetryInterceptor(grpc.aio.ServerInterceptor):
     """A SERVER span and a duration for each unary call, in the caller's trace. A stream gets none:
-    a span that ends with the stream would be told when nobody asks any more.
+    a span that ends with the stream would be told when nobody asks any more. A call that a stall of
+    the loop held up says so: `event_loop.stall.overlap_ms`.
 
     https://opentelemetry.io/docs/specs/semconv/rpc/
     """
 
-    def __init__(self) -> None:
+    def __init__(self, calls: CallsInFlight | None = None) -> None:
+        self._calls = calls
         self._tracer = trace.get_tracer("aither_sdk")
         self._durations = metrics.get_meter("aither_sdk").create_histogram(
             "rpc.server.call.duration", unit="s", description="Duration of unary calls"
@@ -116,20 +120,32 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
                 with self._tracer.start_as_current_span(
                     method, context=parent, kind=trace.SpanKind.SERVER, attributes=attributes
                 ) as span:
+                    ref = _ref_of(span)
+                    key = self._calls.begin(method, ref) if self._calls is not None else 0
                     try:
-                        return await behavior(request, context)
+                        work = behavior(request, context)
+                        return await (self._calls.traced(ref, work) if self._calls else work)
                     except BaseException as error:
                         status = _status_of(error)
                         raise
                     finally:
                         code = {"rpc.grpc.status_code": status.value[0]}
                         span.set_attributes(code)
+                        if self._calls is not None and (stalled_ns := self._calls.end(key)):
+                            span.set_attribute("event_loop.stall.overlap_ms", stalled_ns / 1e6)
                         took_s = time.monotonic() - begun_s
                         self._durations.record(took_s, {**attributes, **code})
 
             return answer
 
         return _wrap(await continuation(handler_call_details), around, None)
+
+
+def _ref_of(span: trace.Span) -> SpanRef | None:
+    context = span.get_span_context()
+    if not context.is_valid:
+        return None
+    return SpanRef(context.trace_id, context.span_id, context.trace_flags.sampled)
 
 
 def _status_of(error: BaseException) -> grpc.StatusCode:

@@ -15,10 +15,10 @@ import socket
 import sys
 import threading
 import time
-import uuid
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,18 +27,19 @@ import structlog
 from google.protobuf.message import Message
 
 from aither.runtime.v1 import runtime_events_pb2 as runtime_pb
-from aither_sdk.beat import BeatCell, Heart, Phase
+from aither_sdk.beat import Phase
 from aither_sdk.errors import AitherError, ConfigError
 from aither_sdk.health import HealthBoard
 from aither_sdk.logs import configure_logs
 from aither_sdk.publisher import Publisher
 from aither_sdk.server import Server, open_server
 from aither_sdk.settings import Settings, load_settings
+from aither_sdk.stalls.watch import Watch
 from aither_sdk.subscriber import Subscriber
 from aither_sdk.tasks import BoundedTasks
 from aither_sdk.telemetry import Telemetry, open_telemetry
 from aither_sdk.version import VERSION
-from aither_sdk.witness.parent import Witness, open_witness
+from aither_sdk.witness.parent import Witness
 
 LIFELINE_ENV = "AITHER_LIFELINE_FD"
 """A file descriptor whose end of file asks the service to stop: it does not outlive its starter."""
@@ -62,19 +63,19 @@ Announce = Callable[[str, Message], Awaitable[object]]
 class Life:
     """One run of a service, handed to its body."""
 
-    def __init__(self, name: str, settings: Settings, heart: Heart, board: HealthBoard) -> None:
+    def __init__(self, name: str, settings: Settings, watch: Watch, board: HealthBoard) -> None:
         self.name = name
         self.settings = settings
-        self.instance_id = uuid.uuid4().hex
+        self.instance_id = watch.instance_id
         self.tasks = BoundedTasks(name, _TASK_LIMIT, close_timeout_s=0.5)
         self.health = board
         self.stop_reason = ""
         self.served = False
         """Whether it ever came to `serving`; until then a failure is one of the start."""
-        self.witness: Witness | None = None
         self.telemetry = False
         """Whether anybody is told of spans and metrics."""
-        self._heart = heart
+        self._watch = watch
+        self._heart = watch.heart
         self._facts: dict[str, bool] = {}
         self._stop = asyncio.Event()
         self._stop_asked_s = 0.0
@@ -102,6 +103,10 @@ class Life:
             self._facts[fact] = holds
             _log.info("service.fact", fact=fact, holds=holds)
             self._turn(self._heart.phase)
+
+    @property
+    def witness(self) -> Witness | None:
+        return self._watch.witness
 
     async def until_stop(self) -> str:
         """Waits until the service shall end; answers why, e.g. "SIGTERM"."""
@@ -135,6 +140,7 @@ class Life:
         """As `open_server`, with this life's health board, telemetry and the settings' security."""
         options.setdefault("plaintext", self.settings.security.allow_plaintext)
         options.setdefault("telemetry", self.telemetry)
+        options.setdefault("calls", self._watch.calls)
         return open_server(
             bind, port, register=register, services=services, board=self.health, **options
         )
@@ -184,9 +190,11 @@ class Life:
     def _turn(self, phase: Phase) -> None:
         phase = max(phase, self._heart.phase)  # who was asked to stop while starting stays draining
         facts = all(self._facts.values())
+        self._heart.cell.write_facts(self._facts)
         self._heart.turn(phase, ready=facts)
         started = phase is not Phase.STARTING
-        self.health.set(live=True, started=started, ready=phase is Phase.SERVING and facts)
+        ready = phase is Phase.SERVING and facts
+        self.health.set(live=True, started=started, ready=ready, facts=self._facts)
 
     def _health_address(self) -> str:
         return self.witness.address if self.witness is not None else ""
@@ -207,6 +215,19 @@ class Life:
                 await self._announce(f"runtime.{self.name}.started", event)
         except AitherError as error:
             _log.info("service.start_not_told", why=error.message)
+
+    def stalled(self, events: Sequence[Message]) -> None:
+        """Tells of a stall that is over. In the loop's thread."""
+        if self._announce is not None:
+            self.tasks.try_spawn("announce-stall", partial(self._say_stall, events))
+
+    async def _say_stall(self, events: Sequence[Message]) -> None:
+        try:
+            for event in events:
+                if self._announce is not None:
+                    await self._announce(f"runtime.{self.name}.stall", event)
+        except AitherError as error:
+            _log.info("service.stall_not_told", why=error.message)
 
     async def _say_stopped(self) -> None:
         event = runtime_pb.ServiceStopped(
@@ -252,48 +273,62 @@ def run(
         sys.exit(2)
     level, log_format = settings.telemetry.log_level, settings.telemetry.log_format
     configure_logs(name, level=level, log_format=log_format)
-    cell = BeatCell.create()
-    code = asyncio.run(
-        _live(name, body, settings, cell, services, bind(settings), health_port(settings) or 0)
+    told = settings.telemetry
+    watch = Watch(
+        name,
+        stall_after_s=told.stall_ms / 1000,
+        error_after_s=told.stall_error_ms / 1000,
+        stalls_per_minute=told.stalls_per_minute,
+        health_port=health_port(settings) or 0,
+        bind=bind(settings),
+        services=services,
+        user_code=(*told.user_code, *_home_of(body)),
+        phase=Phase.STARTING,
     )
+    code = asyncio.run(_live(name, body, settings, watch, services))
     sys.exit(code)
 
 
 async def _live(
-    name: str,
-    body: Body,
-    settings: Settings,
-    cell: BeatCell,
-    services: Sequence[str],
-    bind: str,
-    health_port: int,
+    name: str, body: Body, settings: Settings, watch: Watch, services: Sequence[str]
 ) -> int:
-    heart = Heart(cell)
-    heart.start()
-    life = Life(name, settings, heart, HealthBoard(services))
+    # First of all: its providers are what the watch and the interceptors tell.
+    telemetry = open_telemetry(name, version=VERSION, instance_id=watch.instance_id)
+    life = Life(name, settings, watch, HealthBoard(services))
+    life.telemetry = telemetry.enabled
     life.health.set(live=True, started=False, ready=False)
     _watch_signals(life)
     _watch_lifeline(life)
-    telemetry = open_telemetry(name, version=VERSION, instance_id=life.instance_id)
-    life.telemetry = telemetry.enabled
+    loop = asyncio.get_running_loop()
+    watch.announce = lambda events: _in_loop(loop, life.stalled, events)
     try:
-        async with (
-            BoundedTasks("lifecycle", 4, close_timeout_s=0.1) as own_tasks,
-            open_witness(cell, bind, health_port, services, own_tasks) as witness,
-        ):
-            life.witness = witness
+        async with watch:
             code = await _run_body(life, body)
-            heart.turn(Phase.STOPPED, ready=False)
+            watch.heart.turn(Phase.STOPPED, ready=False)
     except AitherError as error:
         _log.error("service.cannot_start", reason=error.reason, message=error.message)
         # A line each: whoever started this picks out what is ours by its name.
         sys.stderr.write("".join(f"{name}: {line}\n" for line in error.message.splitlines()))
         code = 2
     finally:
-        heart.stop()
         await _close_telemetry(telemetry)
     _log.info("service.stopped", reason=life.stop_reason, exit_code=code)
     return code
+
+
+def _in_loop(
+    loop: asyncio.AbstractEventLoop, call: Callable[[Sequence[Message]], None], events: Any
+) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+        loop.call_soon_threadsafe(call, events)
+
+
+def _home_of(body: Body) -> tuple[str, ...]:
+    """The folder of the service's own package: its code is to blame wherever it is installed."""
+    module = sys.modules.get(getattr(body, "__module__", ""))
+    file = getattr(module, "__file__", None)
+    in_package = bool(getattr(module, "__package__", ""))
+    return (f"{Path(file).resolve().parent}/",) if file and in_package else ()
 
 
 async def _run_body(life: Life, body: Body) -> int:

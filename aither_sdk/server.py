@@ -17,6 +17,7 @@ from aither_sdk.health import HealthBoard, HealthServicer
 from aither_sdk.interceptors import DeadlineInterceptor, ErrorInterceptor, TelemetryInterceptor
 from aither_sdk.listening import bind_fault
 from aither_sdk.settings import LOOPBACK_PREFIXES
+from aither_sdk.stalls.calls import CallsInFlight
 
 UNARY_LIMIT_S = 30.0
 """Longest a unary call may take where nobody says otherwise."""
@@ -71,13 +72,15 @@ async def open_server(
     drain_s: float = 2.0,
     plaintext: bool = False,
     telemetry: bool = False,
+    calls: CallsInFlight | None = None,
 ) -> AsyncIterator[Server]:
     """Serves while the block lasts; then running calls get `drain_s` and are cancelled.
 
     `register`: functions that add a servicer, `services`: their full names for reflection. `port` 0
     takes a free one. `max_streams`: calls at once on one connection. `telemetry`: spans and
-    durations of calls. Raises Unavailable when the
-    port is taken, FailedPrecondition for an open address unless `plaintext` agrees to it.
+    durations of calls. `calls`: is told of the unary calls that are being answered.
+    Raises Unavailable when the port is taken, FailedPrecondition for an open address unless
+    `plaintext` agrees to it.
     """
     if not plaintext and not bind.startswith(LOOPBACK_PREFIXES):
         raise FailedPrecondition(
@@ -89,8 +92,8 @@ async def open_server(
         ErrorInterceptor(),
         DeadlineInterceptor(unary_limit_s),
     ]
-    if telemetry:
-        interceptors.insert(1, TelemetryInterceptor())
+    if telemetry or calls is not None:
+        interceptors.insert(1, TelemetryInterceptor(calls))
     server = grpc.aio.server(
         interceptors=interceptors,
         options=(*_OPTIONS, ("grpc.max_concurrent_streams", max_streams)),

@@ -238,6 +238,16 @@ class TelemetrySettings(_Section):
     """Least severe log line that is written."""
     log_format: Literal["auto", "json", "console"] = "auto"
     """auto: console on a terminal, JSON lines elsewhere."""
+    stall_ms: int = Field(100, ge=20, le=60_000)
+    """The event loop stands still when its beat is late by this many milliseconds."""
+    stall_error_ms: int = Field(500, ge=20, le=600_000)
+    """From this many on a stall is an error, before it is a warning."""
+    stalls_per_minute: float = Field(20, gt=0, le=6_000)
+    """Stalls told one by one; more are counted, and the next one that is told says how many. Those
+    of 5 s and more are always told."""
+    user_code: tuple[str, ...] = ()
+    """Folders whose code is yours, so that a stall is laid at its lines, though it lies among the
+    installed packages. Unset: what is not installed, and the service's own package."""
 
 
 class SecuritySettings(_Section):

@@ -1,8 +1,8 @@
 """Serves `grpc.health.v1` and reflection for another process, from its beat cell alone.
 
-`python -m aither_sdk.witness --cell FD --bind HOST --port N [--service NAME]...`; says one line of
-JSON on stdout once it serves (`{"address": ...}`) or cannot (`{"error": ...}`), and ends when its
-stdin does: it never outlives the service by more than a moment.
+`python -m aither_sdk.witness --cell FD --bind HOST --port N ...`, as `parent.py` calls it; says one
+line of JSON on stdout once it serves (`{"address": ...}`) or cannot (`{"error": ...}`), and ends
+when its service does: it never outlives it by more than a moment.
 """
 
 from __future__ import annotations
@@ -10,67 +10,98 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
+import threading
 import time
 
-from aither_sdk.beat import BeatCell
+from aither_sdk.beat import BeatCell, Phase
 from aither_sdk.errors import AitherError
 from aither_sdk.health import HealthBoard
-from aither_sdk.listening import bind_fault
-from aither_sdk.server import open_server
+from aither_sdk.stalls.otlp import Exporter, open_exporter, resource_of
+from aither_sdk.stalls.stacks import survey
+from aither_sdk.witness.exits import how_it_ended, watch_exit
+from aither_sdk.witness.inquiry import Inquiry, Line
+from aither_sdk.witness.serving import open_health
 from aither_sdk.witness.verdict import judge
+from aither_sdk.witness.voice import Voice, say
 
-_POLL_S = 0.05
-_PORT_PATIENCE_S = 2.0
+_POLL_S = 0.1
+"""Between two looks at the cell for those who watch; who checks has it fresh anyway."""
 
 
 async def _serve(arguments: argparse.Namespace) -> int:
-    cell = BeatCell(arguments.cell)
+    try:
+        cell = BeatCell(arguments.cell)
+    except (OSError, ValueError) as error:
+        say(error=f"the beat cell cannot be read: {error}")
+        return 1
+    resource = json.loads(arguments.resource)
+    voice = Voice(_exporter(resource), resource)
+    line = Line(arguments.evidence, arguments.signal) if arguments.evidence is not None else None
+    inquiry = Inquiry(
+        cell,
+        arguments.parent,
+        line,
+        resource.get("service.name", ""),
+        resource.get("service.instance.id", ""),
+        survey(arguments.user_code),
+        voice.tell_stall,
+    )
+    exit_descriptor = watch_exit(arguments.parent)
 
     def refresh(board: HealthBoard) -> None:
-        verdict = judge(cell.read(), time.monotonic_ns())
-        board.set(live=verdict.live, started=verdict.started, ready=verdict.ready)
+        verdict = judge(cell.read(), time.monotonic_ns(), inquiry.excused_ns)
+        board.set(
+            live=verdict.live,
+            started=verdict.started,
+            ready=verdict.ready,
+            facts=cell.read_facts(),
+        )
 
     board = HealthBoard(arguments.service, refresh)
     parent_gone = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), parent_gone.set)
     try:
-        await _until_free(arguments.bind, arguments.port)
-        async with open_server(
-            arguments.bind, arguments.port, board=board, drain_s=0.1, plaintext=True
-        ) as server:
-            _say(address=server.address)
-            while not parent_gone.is_set():
-                board.refresh()  # for those who watch; who checks has it fresh anyway
+        async with open_health(arguments.bind, arguments.port, board) as address:
+            say(address=address)
+            # A forked child may hold the other end of stdin; it is not the parent.
+            while not parent_gone.is_set() and os.getppid() == arguments.parent:
+                await inquiry.poll()
+                if board.watched:
+                    board.refresh()
                 await asyncio.sleep(_POLL_S)
+            silent = inquiry.silent()
     except AitherError as error:
-        _say(error=error.message)
+        say(error=error.message)
         return 1
+    beat = cell.read()
+    if os.getppid() != arguments.parent and beat is not None and beat.phase is not Phase.STOPPED:
+        voice.tell_exit(how_it_ended(exit_descriptor), beat, silent)
+    voice.close()
     return 0
 
 
-async def _until_free(bind: str, port: int) -> None:
-    """Waits a moment for a taken port: after a crash of the service, the witness before this one
-    may still be on its way out."""
-    end_s = time.monotonic() + _PORT_PATIENCE_S
-    taken = bind_fault(bind, port) is not None
-    while port and taken and time.monotonic() < end_s:
-        await asyncio.sleep(_POLL_S)
-        taken = bind_fault(bind, port) is not None
-
-
-def _say(**fields: str) -> None:
-    sys.stdout.write(json.dumps(fields) + "\n")
-    sys.stdout.flush()
+def _exporter(resource: dict[str, str]) -> Exporter | None:
+    exporter = open_exporter(resource_of(os.environ, resource))
+    if exporter is not None:
+        # Not during the first stall: health must not wait for an import.
+        threading.Thread(target=exporter.prepare, daemon=True).start()
+    return exporter
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="aither_sdk.witness")
     parser.add_argument("--cell", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--bind", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--service", action="append", default=[])
+    parser.add_argument("--resource", default="{}")
+    parser.add_argument("--evidence", type=int)
+    parser.add_argument("--signal", type=int, default=0)
+    parser.add_argument("--user-code", action="append", default=[])
     arguments = parser.parse_args()
     # A Ctrl-C in the terminal reaches the whole process group; the service decides when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

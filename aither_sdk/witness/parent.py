@@ -1,120 +1,229 @@
-"""The service's side of its witness: start it, hear where it serves, start it anew if it dies."""
+"""The service's side of its witness: start it, hear where it serves, start it anew if it dies.
+
+In a thread of its own, so that a witness that dies during a stall comes back during the stall.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import selectors
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
 
-import structlog
-
+from aither.runtime.v1 import runtime_events_pb2 as runtime_pb
 from aither_sdk.beat import BeatCell
 from aither_sdk.errors import Unavailable
-from aither_sdk.tasks import BoundedTasks
+from aither_sdk.stalls.evidence import EvidenceLine
+from aither_sdk.stalls.words import say
 
 _START_TIMEOUT_S = 20.0
 _RESTART_DELAY_S = 1.0
 _END_TIMEOUT_S = 2.0
-_log = structlog.get_logger()
 
 
 class Witness:
     """A running witness. `address` is where health is answered; it stays when the child changes."""
 
-    def __init__(self, cell: BeatCell, bind: str, port: int, services: Sequence[str]) -> None:
+    def __init__(
+        self,
+        cell: BeatCell,
+        bind: str,
+        port: int,
+        services: Sequence[str],
+        *,
+        evidence: EvidenceLine | None = None,
+        resource: Mapping[str, str] | None = None,
+        user_code: Sequence[str] = (),
+        heard: Callable[[dict[str, Any]], None] = lambda _said: None,
+    ) -> None:
+        """`resource`: what the witness's own spans say of the service, as OpenTelemetry names it:
+        service.name, service.instance.id. `heard` is given what the witness says of stalls, in
+        the keeper's thread.
+        """
         self.address = ""
         self.restarts = 0
         self._cell = cell
         self._bind = bind
         self._port = port
         self._services = services
-        self._child: asyncio.subprocess.Process | None = None
+        self._evidence = evidence
+        self._resource = dict(resource or {})
+        self._user_code = user_code
+        self._heard = heard
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="witness-keeper", daemon=True)
 
-    async def start(self) -> None:
-        """Raises Unavailable when it cannot serve, with its reason (a taken port, say)."""
+    @property
+    def pid(self) -> int:
+        """Of the child that runs now; 0 while none does."""
+        child = self._child
+        return child.pid if child is not None else 0
+
+    def start(self) -> None:
+        """Blocks until it serves. Raises Unavailable when it cannot, with its reason (a taken
+        port, say)."""
+        self._child = self._serve()
+        self._keeper.start()
+
+    def stop(self) -> None:
+        """Ends the child by closing its stdin, by SIGKILL where that is not heard. Blocks."""
+        self._stopping.set()
+        child = self._child
+        if child is not None:
+            _end(child)
+        if self._keeper.is_alive():
+            self._keeper.join(_END_TIMEOUT_S)
+
+    def _serve(self) -> subprocess.Popen[bytes]:
         try:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "aither_sdk.witness",
-                f"--cell={self._cell.fd}",
-                f"--bind={self._bind}",
-                f"--port={self._port}",
-                *(f"--service={name}" for name in self._services),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                pass_fds=(self._cell.fd,),
+            child = subprocess.Popen(
+                self._command(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=self._descriptors(),
+                env=_environment(),
             )
         except OSError as error:  # no process, no memory, no descriptor: perhaps in a moment
             raise Unavailable(
                 f"the health witness cannot be started: {error.strerror or error}",
                 reason="WITNESS_FAILED",
             ) from error
-        self._child = child
-        assert child.stdout is not None
-        try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
-                line = await child.stdout.readline()
-        except TimeoutError:
-            await self.stop()
-            raise Unavailable(
-                f"the health witness did not serve within {_START_TIMEOUT_S:.0f} s; is the "
-                "machine out of CPU or memory?",
-                reason="WITNESS_FAILED",
-            ) from None
-        said = json.loads(line) if line else {"error": "it ended without a word"}
+        said = _first_line(child, self._stopping)
         if "error" in said:
-            await self.stop()
+            _end(child)
             raise Unavailable(
                 f"the health witness cannot serve: {said['error']}", reason="WITNESS_FAILED"
             )
         self.address = said["address"]
         # A restart must come back where probes look for it.
         self._port = int(self.address.rpartition(":")[2])
+        return child
 
-    async def keep(self) -> None:
-        """Waits for the child's death and starts it again, until cancelled."""
-        while True:
-            if self._child is not None:
-                code = await self._child.wait()
-                _log.error("witness.died", exit_code=code, restarts=self.restarts)
-            await asyncio.sleep(_RESTART_DELAY_S)
+    def _command(self) -> list[str]:
+        command = [
+            sys.executable,
+            # Its path comes from this process: looking through site-packages again costs memory.
+            *("-S", "-m", "aither_sdk.witness"),
+            f"--cell={self._cell.fd}",
+            f"--bind={self._bind}",
+            f"--port={self._port}",
+            f"--parent={os.getpid()}",
+            f"--resource={json.dumps(self._resource)}",
+            *(f"--service={name}" for name in self._services),
+            *(f"--user-code={path}" for path in self._user_code),
+        ]
+        if self._evidence is not None:
+            command += [
+                f"--evidence={self._evidence.read_fd}",
+                f"--signal={int(self._evidence.number)}",
+            ]
+        return command
+
+    def _descriptors(self) -> tuple[int, ...]:
+        evidence = () if self._evidence is None else (self._evidence.read_fd,)
+        return (self._cell.fd, *evidence)
+
+    def _keep(self) -> None:
+        """Waits for the child's death and starts it again, until stopped."""
+        while not self._stopping.is_set():
+            child, code = self._child, None
+            if child is not None:
+                self._listen(child)
+                code = child.wait()
+                _close_pipes(child)
+                if self._stopping.is_set():
+                    return
+                say("error", "witness.died", exit_code=code, restarts=self.restarts)
+            self._child = None
+            if self._stopping.wait(_RESTART_DELAY_S):
+                return
             try:
-                await self.start()
+                self._child = self._serve()
             except Unavailable as error:
-                _log.error("witness.restart_failed", reason=error.message)
+                say("error", "witness.restart_failed", reason=error.message)
                 continue
             self.restarts += 1
-            _log.warning("witness.restarted", address=self.address, restarts=self.restarts)
+            say("warning", "witness.restarted", address=self.address, restarts=self.restarts)
+        if self._child is not None:  # it came up while the end was asked for
+            _end(self._child)
 
-    async def stop(self) -> None:
-        """Ends the child by closing its stdin, by SIGKILL where that is not heard."""
-        child, self._child = self._child, None
-        if child is None:
-            return
-        assert child.stdin is not None
-        child.stdin.close()
+    def _listen(self, child: subprocess.Popen[bytes]) -> None:
+        """To the end of its output, which is its own end."""
+        assert child.stdout is not None
         try:
-            async with asyncio.timeout(_END_TIMEOUT_S):
-                await child.wait()
-        except TimeoutError:
-            child.kill()
-            await child.wait()
+            for line in child.stdout:
+                self._heard(json.loads(line))
+        except ValueError:  # cut off by its death, or closed by `stop`
+            return
 
 
 @asynccontextmanager
 async def open_witness(
-    cell: BeatCell, bind: str, port: int, services: Sequence[str], tasks: BoundedTasks
+    cell: BeatCell, bind: str, port: int, services: Sequence[str], **options: Any
 ) -> AsyncIterator[Witness]:
     """A witness for as long as the block lasts. Raises Unavailable when it cannot serve."""
-    witness = Witness(cell, bind, port, services)
-    await witness.start()
-    keeper = tasks.spawn("witness", witness.keep)
+    witness = Witness(cell, bind, port, services, **options)
     try:
+        await asyncio.to_thread(witness.start)
         yield witness
     finally:
-        keeper.cancel()
-        await asyncio.wait([keeper])
-        await witness.stop()
+        await asyncio.shield(asyncio.to_thread(witness.stop))
+
+
+def _environment() -> dict[str, str]:
+    # The sources first: an editable install finds them by a hook that -S leaves out.
+    sources = (Path(__file__).parents[2], Path(runtime_pb.__file__).parents[3])
+    path = [*map(str, sources), *(entry or os.getcwd() for entry in sys.path)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "MALLOC_ARENA_MAX": "1"}
+
+
+def _first_line(child: subprocess.Popen[bytes], stopping: threading.Event) -> dict[str, str]:
+    """What the child says first, `{"error": ...}` where it says nothing in time."""
+    assert child.stdout is not None
+    line = b""
+    slices = int(_START_TIMEOUT_S / 0.1)
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while slices and not line.endswith(b"\n") and not stopping.is_set():
+            if not selector.select(0.1):
+                slices -= 1
+            elif chunk := os.read(child.stdout.fileno(), 65_536):
+                line += chunk
+            else:
+                return {"error": "it ended without a word"}
+    if stopping.is_set():
+        return {"error": "the service ends"}
+    if not line.endswith(b"\n"):
+        return {
+            "error": f"no word within {_START_TIMEOUT_S:.0f} s; is the machine out of CPU or "
+            "memory?"
+        }
+    said: dict[str, str] = json.loads(line.splitlines()[0])
+    return said
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    with suppress(OSError):
+        if child.stdin is not None:
+            child.stdin.close()
+    try:
+        child.wait(_END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    _close_pipes(child)
+
+
+def _close_pipes(child: subprocess.Popen[bytes]) -> None:
+    for pipe in (child.stdin, child.stdout):
+        with suppress(OSError):
+            if pipe is not None:
+                pipe.close()

@@ -11,86 +11,29 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
-from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1 import flux_service_pb2_grpc
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.channels import open_channel
 from aither_sdk.telemetry import wanted_signals
+from tests.collector import Collector, attributes, collecting
 from tests.processes import ServiceProcess, running
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
 
 
-class Collector:
-    """What came in, by kind."""
-
-    def __init__(self) -> None:
-        self.spans: list[Any] = []
-        self.metrics: dict[str, Any] = {}
-        self.logs: list[Any] = []
-        self.services: set[str] = set()
-
-    def note(self, resource: Any) -> None:
-        for attribute in resource.attributes:
-            if attribute.key == "service.name":
-                self.services.add(attribute.value.string_value)
-
-
-class Traces(trace_service_pb2_grpc.TraceServiceServicer):
-    def __init__(self, collector: Collector) -> None:
-        self.collector = collector
-
-    async def Export(self, request: Any, context: Any) -> Any:
-        for part in request.resource_spans:
-            self.collector.note(part.resource)
-            for scope in part.scope_spans:
-                self.collector.spans.extend(scope.spans)
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-
-class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
-    def __init__(self, collector: Collector) -> None:
-        self.collector = collector
-
-    async def Export(self, request: Any, context: Any) -> Any:
-        for part in request.resource_metrics:
-            for scope in part.scope_metrics:
-                self.collector.metrics.update({metric.name: metric for metric in scope.metrics})
-        return metrics_service_pb2.ExportMetricsServiceResponse()
-
-
-class Logs(logs_service_pb2_grpc.LogsServiceServicer):
-    def __init__(self, collector: Collector) -> None:
-        self.collector = collector
-
-    async def Export(self, request: Any, context: Any) -> Any:
-        for part in request.resource_logs:
-            for scope in part.scope_logs:
-                self.collector.logs.extend(scope.log_records)
-        return logs_service_pb2.ExportLogsServiceResponse()
+def messaging(span: Any) -> dict[str, Any]:
+    told = attributes(span).items()
+    return {key: value for key, value in told if key.startswith("messaging.")}
 
 
 @pytest.fixture
 async def collector() -> AsyncIterator[tuple[Collector, str]]:
-    collected = Collector()
-    server = grpc.aio.server()
-    untyped: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
-    untyped(Traces(collected), server)
-    untyped = metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server
-    untyped(Metrics(collected), server)
-    untyped = logs_service_pb2_grpc.add_LogsServiceServicer_to_server
-    untyped(Logs(collected), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    yield collected, f"http://127.0.0.1:{port}"
-    await server.stop(0)
+    async with collecting() as collected:
+        yield collected
 
 
 async def publish(address: str, subject: str) -> None:
@@ -106,14 +49,6 @@ async def publish_stream(address: str, *events: Event) -> None:
         stub = flux_service_pb2_grpc.FluxServiceStub(channel)
         requests = iter([pb.PublishStreamRequest(events=events)])
         assert [len(answer.results) async for answer in stub.PublishStream(requests)] == [2]
-
-
-def attributes(span: Any) -> dict[str, Any]:
-    return {
-        one.key: one.value.string_value or one.value.int_value
-        for one in span.attributes
-        if one.key.startswith("messaging.")
-    }
 
 
 async def test_publishing_is_described_and_a_stream_has_a_short_span_for_each_sampled_batch(
@@ -139,13 +74,13 @@ async def test_publishing_is_described_and_a_stream_has_a_short_span_for_each_sa
         "messaging.operation.type": "send",
     }
     (unary,) = [span for span in collected.spans if span.name.endswith("/Publish")]
-    assert attributes(unary) == {
+    assert messaging(unary) == {
         **common,
         "messaging.batch.message_count": 1,
         "messaging.destination.name": "told.alone",
     }
     (batch,) = [span for span in collected.spans if span.name == "publish"]
-    assert attributes(batch) == {**common, "messaging.batch.message_count": 2}
+    assert messaging(batch) == {**common, "messaging.batch.message_count": 2}
     assert (batch.trace_id.hex(), batch.parent_span_id.hex()) == (TRACE, PARENT)
     assert 0 < batch.end_time_unix_nano - batch.start_time_unix_nano < 5_000_000_000
 

@@ -18,7 +18,6 @@ from aither_sdk.beat import Beat, BeatCell, Heart, Phase
 from aither_sdk.channels import open_channel
 from aither_sdk.errors import Unavailable
 from aither_sdk.health import NOT_SERVING, SERVING
-from aither_sdk.tasks import BoundedTasks
 from aither_sdk.witness.parent import Witness, open_witness
 from aither_sdk.witness.verdict import judge
 
@@ -40,6 +39,12 @@ def test_silence_costs_readiness_first_and_liveness_last(
 ) -> None:
     verdict = judge(beat(), int((100 + silence_s) * 1e9))
     assert (verdict.live, verdict.ready) == (live, ready)
+
+
+def test_silence_that_is_no_fault_of_the_service_costs_readiness_alone() -> None:
+    verdict = judge(beat(), int(200e9), excused_ns=int(80e9))
+    assert (verdict.live, verdict.ready) == (True, False)
+    assert not judge(beat(), int(200e9), excused_ns=int(69e9)).live
 
 
 def test_before_the_first_beat_it_lives_but_has_not_started() -> None:
@@ -74,10 +79,7 @@ async def service() -> AsyncIterator[tuple[Witness, Heart]]:
     cell = BeatCell.create()
     heart = Heart(cell)
     heart.start()
-    async with (
-        BoundedTasks("test", 4, close_timeout_s=0.1) as tasks,
-        open_witness(cell, "127.0.0.1", 0, ["a.Service"], tasks) as witness,
-    ):
+    async with open_witness(cell, "127.0.0.1", 0, ["a.Service"]) as witness:
         yield witness, heart
     heart.stop()
     cell.close()
@@ -141,8 +143,7 @@ async def test_a_witness_that_is_killed_comes_back_at_its_address(
     witness, heart = service
     heart.turn(Phase.SERVING, ready=True)
     address = witness.address
-    assert witness._child is not None
-    os.kill(witness._child.pid, signal.SIGKILL)
+    os.kill(witness.pid, signal.SIGKILL)
     end_s = time.monotonic() + 30
     while witness.restarts == 0 and time.monotonic() < end_s:
         await asyncio.sleep(0.05)
@@ -155,18 +156,17 @@ async def test_a_witness_comes_back_though_there_was_no_process_to_be_had_at_fir
 ) -> None:
     witness, heart = service
     heart.turn(Phase.SERVING, ready=True)
-    original, refusals = asyncio.create_subprocess_exec, 1
+    original, refusals = subprocess.Popen, 1
 
-    async def refuse_once(*arguments: Any, **options: Any) -> Any:
+    def refuse_once(*arguments: Any, **options: Any) -> Any:
         nonlocal refusals
         if refusals:
             refusals -= 1
             raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
-        return await original(*arguments, **options)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse_once)
-    assert witness._child is not None
-    os.kill(witness._child.pid, signal.SIGKILL)
+    monkeypatch.setattr(subprocess, "Popen", refuse_once)
+    os.kill(witness.pid, signal.SIGKILL)
     async with asyncio.timeout(30):
         while witness.restarts == 0:
             await asyncio.sleep(0.05)
@@ -180,10 +180,9 @@ async def test_a_taken_health_port_is_told_with_its_reason(
     witness, _ = service
     port = int(witness.address.rpartition(":")[2])
     cell = BeatCell.create()
-    async with BoundedTasks("test", 2, close_timeout_s=0.1) as tasks:
-        with pytest.raises(Unavailable, match="Address already in use"):
-            async with open_witness(cell, "127.0.0.1", port, [], tasks):
-                pass
+    with pytest.raises(Unavailable, match="Address already in use"):
+        async with open_witness(cell, "127.0.0.1", port, []):
+            pass
     cell.close()
 
 
@@ -194,7 +193,7 @@ async def test_the_witness_ends_with_its_service() -> None:
         "from aither_sdk.witness.parent import Witness\n"
         "async def main():\n"
         "    witness = Witness(BeatCell.create(), '127.0.0.1', 0, [])\n"
-        "    await witness.start()\n"
+        "    await asyncio.to_thread(witness.start)\n"
         "    print(witness.address, flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"

@@ -216,6 +216,14 @@ class Stall(_message.Message):
     GC_DURATION_FIELD_NUMBER: _builtins.int
     WCHAN_FIELD_NUMBER: _builtins.int
     SUPPRESSED_STALLS_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    RUNNING_TASKS_FIELD_NUMBER: _builtins.int
+    CALLS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    THREAD_STATE_FIELD_NUMBER: _builtins.int
+    RUN_WAIT_DURATION_FIELD_NUMBER: _builtins.int
+    COROUTINE_FIELD_NUMBER: _builtins.int
+    OTHER_STACKTRACES_FIELD_NUMBER: _builtins.int
+    STALL_TRACEPARENT_FIELD_NUMBER: _builtins.int
     stall_id: _builtins.str
     """Identifies the stall in both of its events and in its spans."""
     service: _builtins.str
@@ -234,6 +242,14 @@ class Stall(_message.Message):
     """What the kernel says the loop's thread waits in. Unset: unknown."""
     suppressed_stalls: _builtins.int
     """Stalls that the rate limit kept silent since the last one that was told."""
+    thread_state: _builtins.str
+    """State of the loop's thread as in /proc: R, S, D, T. Unset: unknown."""
+    coroutine: _builtins.str
+    """Coroutine of the task, or name of the bare callback, that held the loop."""
+    stall_traceparent: _builtins.str
+    """W3C traceparent of the span that tells of this stall: where to look in the tracing backend.
+    Unset: no spans are exported.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the loop last made progress."""
@@ -258,6 +274,26 @@ class Stall(_message.Message):
     def gc_duration(self) -> _duration_pb2.Duration:
         """Time in garbage collection within the stall."""
 
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___StallSample]:
+        """Where the loop was found, oldest first; at most 24."""
+
+    @_builtins.property
+    def running_tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoroutineCount]:
+        """The loop's tasks by coroutine, most frequent first; at most 10. Empty: not known."""
+
+    @_builtins.property
+    def calls_in_flight(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallInFlight]:
+        """Unary calls that waited meanwhile, longest running first; at most 16."""
+
+    @_builtins.property
+    def run_wait_duration(self) -> _duration_pb2.Duration:
+        """How long the loop's thread could run and got no CPU."""
+
+    @_builtins.property
+    def other_stacktraces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Stacks of other threads, where one of them held the GIL; at most 4."""
+
     def __init__(
         self,
         *,
@@ -276,14 +312,114 @@ class Stall(_message.Message):
         gc_duration: _duration_pb2.Duration | None = ...,
         wchan: _builtins.str = ...,
         suppressed_stalls: _builtins.int = ...,
+        samples: _abc.Iterable[Global___StallSample] | None = ...,
+        running_tasks: _abc.Iterable[Global___CoroutineCount] | None = ...,
+        calls_in_flight: _abc.Iterable[Global___CallInFlight] | None = ...,
+        thread_state: _builtins.str = ...,
+        run_wait_duration: _duration_pb2.Duration | None = ...,
+        coroutine: _builtins.str = ...,
+        other_stacktraces: _abc.Iterable[_builtins.str] | None = ...,
+        stall_traceparent: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["culprit", b"culprit", "gc_duration", b"gc_duration", "loop_cpu_duration", b"loop_cpu_duration", "process_cpu_duration", b"process_cpu_duration", "stall_duration", b"stall_duration", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["culprit", b"culprit", "gc_duration", b"gc_duration", "loop_cpu_duration", b"loop_cpu_duration", "process_cpu_duration", b"process_cpu_duration", "run_wait_duration", b"run_wait_duration", "stall_duration", b"stall_duration", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "culprit", b"culprit", "gc_duration", b"gc_duration", "instance_id", b"instance_id", "loop_cpu_duration", b"loop_cpu_duration", "process_cpu_duration", b"process_cpu_duration", "service", b"service", "stacktrace", b"stacktrace", "stall_duration", b"stall_duration", "stall_id", b"stall_id", "start_time", b"start_time", "suppressed_stalls", b"suppressed_stalls", "task_name", b"task_name", "traceparent", b"traceparent", "wchan", b"wchan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls_in_flight", b"calls_in_flight", "cause", b"cause", "coroutine", b"coroutine", "culprit", b"culprit", "gc_duration", b"gc_duration", "instance_id", b"instance_id", "loop_cpu_duration", b"loop_cpu_duration", "other_stacktraces", b"other_stacktraces", "process_cpu_duration", b"process_cpu_duration", "run_wait_duration", b"run_wait_duration", "running_tasks", b"running_tasks", "samples", b"samples", "service", b"service", "stacktrace", b"stacktrace", "stall_duration", b"stall_duration", "stall_id", b"stall_id", "stall_traceparent", b"stall_traceparent", "start_time", b"start_time", "suppressed_stalls", b"suppressed_stalls", "task_name", b"task_name", "thread_state", b"thread_state", "traceparent", b"traceparent", "wchan", b"wchan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Stall: _TypeAlias = Stall  # noqa: Y015
+
+@_typing.final
+class StallSample(_message.Message):
+    """Where the loop was found at one look."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOCATION_FIELD_NUMBER: _builtins.int
+    WEIGHT_DURATION_FIELD_NUMBER: _builtins.int
+    COROUTINE_FIELD_NUMBER: _builtins.int
+    coroutine: _builtins.str
+    """What ran: a task's coroutine or a callback."""
+    @_builtins.property
+    def location(self) -> Global___CodeLocation:
+        """The innermost frame of user code."""
+
+    @_builtins.property
+    def weight_duration(self) -> _duration_pb2.Duration:
+        """The time that this look stands for."""
+
+    def __init__(
+        self,
+        *,
+        location: Global___CodeLocation | None = ...,
+        weight_duration: _duration_pb2.Duration | None = ...,
+        coroutine: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["location", b"location", "weight_duration", b"weight_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coroutine", b"coroutine", "location", b"location", "weight_duration", b"weight_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StallSample: _TypeAlias = StallSample  # noqa: Y015
+
+@_typing.final
+class CoroutineCount(_message.Message):
+    """How many tasks run a coroutine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COROUTINE_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    coroutine: _builtins.str
+    """Qualified name of the coroutine function."""
+    tasks: _builtins.int
+    """Tasks that are not done."""
+    def __init__(
+        self,
+        *,
+        coroutine: _builtins.str = ...,
+        tasks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coroutine", b"coroutine", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoroutineCount: _TypeAlias = CoroutineCount  # noqa: Y015
+
+@_typing.final
+class CallInFlight(_message.Message):
+    """A call that a stall kept waiting."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    RUNNING_DURATION_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    """Package, service and method, for example "aither.flux.v1.FluxService/Publish"."""
+    traceparent: _builtins.str
+    """W3C traceparent of its span. Unset: it has none."""
+    @_builtins.property
+    def running_duration(self) -> _duration_pb2.Duration:
+        """From its begin until now."""
+
+    def __init__(
+        self,
+        *,
+        method: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        running_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["running_duration", b"running_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "running_duration", b"running_duration", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallInFlight: _TypeAlias = CallInFlight  # noqa: Y015
 
 @_typing.final
 class LoopStallDetected(_message.Message):

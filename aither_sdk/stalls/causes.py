@@ -1,0 +1,102 @@
+"""Why a loop stands still: from counters read during the stall to one word; pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Cause(StrEnum):
+    """The words of `aither.runtime.v1.StallCause`, in lower case."""
+
+    UNSPECIFIED = "unspecified"
+    CPU_ON_LOOP = "cpu_on_loop"
+    BLOCKING_SYSCALL = "blocking_syscall"
+    GIL_HELD_ELSEWHERE = "gil_held_elsewhere"
+    GC = "gc"
+    MANY_CALLBACKS = "many_callbacks"
+    HOST_STARVED = "host_starved"
+    THROTTLED = "throttled"
+    SUSPENDED = "suspended"
+
+
+EXCUSED = frozenset({Cause.HOST_STARVED, Cause.THROTTLED, Cause.SUSPENDED})
+"""Not the code's doing: no alarm, and no reason to restart anything."""
+_MANY = 3
+"""Handles among the samples from which on no single callback is to blame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Counters over the stall so far, in nanoseconds. None: the platform does not tell."""
+
+    lag_ns: int
+    """How long the beat is overdue."""
+    threshold_ns: int = 100_000_000
+    loop_cpu_ns: int | None = None
+    """CPU of the loop's thread."""
+    process_cpu_ns: int | None = None
+    """CPU of all threads."""
+    gc_ns: int = 0
+    """In garbage collection, in any thread."""
+    run_wait_ns: int | None = None
+    """The loop's thread could run and got no CPU."""
+    throttled_ns: int = 0
+    """The cgroup's quota was used up."""
+    suspended_ns: int = 0
+    """The machine slept, or the process was seen stopped."""
+    watchdog_late_ns: int = 0
+    """How late the watchdog itself ran."""
+    state: str = ""
+    """Of the loop's thread, as in /proc: R, S, D, T. Empty: not known."""
+    wchan: str = ""
+    """The kernel function it waits in."""
+    others_runnable: bool = False
+    """Another thread of the process could run."""
+    stop_is_seen: bool = False
+    """Who reads would know of a stopped process; else it is inferred from nobody having run."""
+    handles: int = 1
+    """Different callbacks in which samples found the loop; 0: it was in none, in its own code."""
+
+
+def judge_cause(reading: Reading) -> Cause:
+    """The verdict. What lies outside the process comes first, for it makes the rest look guilty;
+    then what is certain; then what is inferred."""
+    half_ns = reading.lag_ns / 2
+    cpu_ns = reading.loop_cpu_ns or 0
+    all_cpu_ns = max(reading.process_cpu_ns or 0, cpu_ns)
+    late = reading.watchdog_late_ns >= half_ns
+    if reading.suspended_ns >= half_ns:
+        return Cause.SUSPENDED
+    if reading.throttled_ns >= half_ns:
+        return Cause.THROTTLED
+    # On a busy machine the CPU time stretches; a callback that used the threshold is slow anywhere.
+    own_fault = max(cpu_ns, reading.gc_ns) >= max(reading.threshold_ns, reading.lag_ns / 4)
+    if (reading.run_wait_ns or 0) >= half_ns and not own_fault:
+        return Cause.HOST_STARVED
+    if reading.gc_ns >= half_ns or (own_fault and reading.gc_ns >= cpu_ns / 2):
+        return Cause.GC
+    if cpu_ns >= half_ns or own_fault:
+        return Cause.MANY_CALLBACKS if reading.handles >= _MANY else Cause.CPU_ON_LOOP
+    elsewhere_ns = all_cpu_ns - cpu_ns
+    if (late or reading.handles == 0) and elsewhere_ns >= reading.lag_ns / 4:
+        return Cause.GIL_HELD_ELSEWHERE
+    if late and not reading.stop_is_seen and all_cpu_ns < reading.lag_ns / 10:
+        # Nobody ran, the watchdog neither; unless somebody waited for a CPU, all were stopped.
+        return Cause.HOST_STARVED if reading.others_runnable else Cause.SUSPENDED
+    if reading.handles == 0 or reading.state == "R":
+        # In no callback, or ready to run and not running: it waits for its turn.
+        return Cause.HOST_STARVED
+    if _at_lock(reading) and reading.others_runnable and all_cpu_ns < half_ns:
+        return Cause.HOST_STARVED  # who holds the lock gets no CPU
+    if reading.state in ("S", "D"):
+        return Cause.BLOCKING_SYSCALL
+    if reading.handles >= _MANY:
+        return Cause.MANY_CALLBACKS
+    if not reading.state and reading.loop_cpu_ns is not None:
+        return Cause.BLOCKING_SYSCALL  # without /proc: little CPU, and the watchdog on time
+    return Cause.UNSPECIFIED
+
+
+def _at_lock(reading: Reading) -> bool:
+    return reading.wchan.startswith("futex")

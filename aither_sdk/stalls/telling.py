@@ -1,0 +1,190 @@
+"""Tells of stalls from a thread of its own: span first, for that works while the loop stands, then
+the log line, whose stream may be what the loop is blocked on; events when the loop is back."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from google.protobuf.message import Message
+from opentelemetry import metrics
+
+from aither.runtime.v1 import runtime_events_pb2 as pb
+from aither_sdk.stalls.causes import EXCUSED
+from aither_sdk.stalls.quota import Labels, Quota
+from aither_sdk.stalls.record import (
+    DETECTED,
+    STALL,
+    FinishedSpan,
+    Stall,
+    line_of,
+    message_of,
+    span_of,
+)
+from aither_sdk.stalls.words import say
+
+_QUEUE_STALLS = 64
+"""A stall with its stacks is some 20 kB; more wait only while the collector is away."""
+_EXPORT_TIMEOUT_S = 2.0
+_CULPRITS = 50
+_LAG_BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+Announce = Callable[[Sequence[Message]], None]
+"""Is given the events of an ended stall, in the teller's thread; must not block."""
+
+
+class Sink(Protocol):
+    """Where finished spans go."""
+
+    failures: int
+    last_failure: str
+
+    def prepare(self) -> None:
+        """Does ahead what would take time during a stall."""
+
+    def export(self, spans: Sequence[FinishedSpan], timeout_s: float) -> bool:
+        """Whether they arrived. Blocking; never raises."""
+
+    def close(self) -> None: ...
+
+
+class Teller:
+    """Takes stalls from the watchdog and tells them; what finds no room is counted."""
+
+    def __init__(
+        self,
+        sink: Sink | None,
+        quota: Quota,
+        excused: Quota,
+        error_after_ns: int,
+        announce: Announce | None,
+    ) -> None:
+        """`excused`: for stalls that are no fault of the code; an overrun machine makes many, and
+        they must not use up the quota of those that are."""
+        self._sink = sink
+        self._quotas = {False: quota, True: excused}
+        self._error_after_ns = error_after_ns
+        self._announce = announce
+        self._open: dict[int, Stall] = {}
+        """Told as detected and not ended yet: one, for a loop stalls once at a time."""
+        self._refused = 0
+        self._sink_told = False
+        self._labels = Labels(_CULPRITS)
+        meter = metrics.get_meter("aither_sdk")
+        self._stalls = meter.create_counter(
+            "event_loop.stalls", unit="{stall}", description="Stalls by cause and culprit"
+        )
+        self._silent = meter.create_counter(
+            "event_loop.stalls.suppressed", unit="{stall}", description="Stalls not told singly"
+        )
+        self._queue: queue.Queue[Stall | None] = queue.Queue(_QUEUE_STALLS)
+        self._thread = threading.Thread(target=self._run, name="stall-teller", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def tell(self, stall: Stall) -> None:
+        """Detected or ended; never blocks."""
+        try:
+            self._queue.put_nowait(stall)
+        except queue.Full:
+            self._refused += 1
+
+    def stop(self, timeout_s: float = 1.0) -> None:
+        """Tells what is queued, within `timeout_s`."""
+        try:
+            self._queue.put_nowait(None)
+        except queue.Full:
+            return
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        if self._sink is not None:
+            self._sink.prepare()
+        while (stall := self._queue.get()) is not None:
+            try:
+                self._ended(stall) if stall.ended else self._detected(stall)
+            except Exception:  # whatever fails in telling of one must not silence the next
+                say("error", "stall.not_told", exc_info=True)
+        if self._sink is not None:
+            self._sink.close()
+
+    def _detected(self, stall: Stall) -> None:
+        if self._quota_of(stall).admits(time.monotonic_ns()):
+            stall = self._with_suppressed(stall)
+            self._open = {stall.number: stall}
+            self._export(DETECTED, stall)
+
+    def _ended(self, stall: Stall) -> None:
+        culprit = stall.culprit
+        where = f"{culprit.function}:{culprit.line}" if culprit is not None else "unknown"
+        labels = {"cause": stall.cause.value, "culprit": self._labels.of(where)}
+        self._stalls.add(1, labels)
+        detected = self._open.pop(stall.number, None)
+        if detected is None and not self._late_word(stall):
+            self._silent.add(1)
+            return
+        if detected is not None:
+            stall = replace(stall, suppressed=detected.suppressed)
+        else:
+            stall = self._with_suppressed(stall)
+        self._export(STALL, stall)
+        self._say(stall)
+        if self._announce is not None:
+            first = pb.LoopStallDetected(stall=message_of(detected or stall))
+            whole = pb.LoopStalled(stall=message_of(stall), number=stall.number)
+            self._announce((first, whole))
+
+    def _late_word(self, stall: Stall) -> bool:
+        """Whether a stall that was not told while it was open is told at its end."""
+        quota = self._quota_of(stall)
+        if stall.lag_ns >= quota.always_from_ns:
+            quota.suppressed = max(0, quota.suppressed - 1)
+            return True
+        if stall.detected_in_time:  # it was refused then, and counted
+            return False
+        return quota.admits(time.monotonic_ns())
+
+    def _quota_of(self, stall: Stall) -> Quota:
+        return self._quotas[stall.cause in EXCUSED]
+
+    def _with_suppressed(self, stall: Stall) -> Stall:
+        refused, self._refused = self._refused, 0
+        suppressed = sum(quota.take_suppressed() for quota in self._quotas.values())
+        return replace(stall, suppressed=suppressed + refused)
+
+    def _export(self, name: str, stall: Stall) -> None:
+        if self._sink is None:
+            return
+        arrived = self._sink.export([span_of(name, stall, self._error_after_ns)], _EXPORT_TIMEOUT_S)
+        if not arrived and not self._sink_told:
+            say("warning", "stall.spans_do_not_arrive", why=self._sink.last_failure)
+        self._sink_told = not arrived
+
+    def _say(self, stall: Stall) -> None:
+        severe = stall.lag_ns >= self._error_after_ns and stall.cause not in EXCUSED
+        say(
+            "error" if severe else "warning",
+            line_of(stall),
+            stall_id=stall.stall_id.text,
+            cause=stall.cause.value,
+            task=stall.task_name or None,
+            stall_trace_id=f"{stall.trace_id:032x}",
+        )
+
+
+def lag_observer() -> Callable[[float], object] | None:
+    """Records `event_loop.lag`; None while nobody reads metrics: it is asked 40 times a second."""
+    meter = metrics.get_meter("aither_sdk")
+    if not hasattr(metrics.get_meter_provider(), "force_flush"):
+        return None  # the API's own, which forgets
+    return meter.create_histogram(
+        "event_loop.lag",
+        unit="s",
+        description="How late the loop's beat was",
+        explicit_bucket_boundaries_advisory=_LAG_BUCKETS_S,
+    ).record

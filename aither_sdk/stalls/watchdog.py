@@ -1,0 +1,334 @@
+"""The watchdog: a thread beside the loop that waits for silence, looks, judges and tells."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from aither_sdk.beat import BEAT_INTERVAL_NS, Gap, Heart, Mark
+from aither_sdk.stalls.calls import CallsInFlight
+from aither_sdk.stalls.causes import Reading, judge_cause
+from aither_sdk.stalls.gauges import (
+    Counters,
+    LoopGauge,
+    Schedstat,
+    ThreadState,
+    Throttling,
+    others_runnable,
+    suspended_ns,
+)
+from aither_sdk.stalls.record import MAX_SAMPLES, Sample, SpanRef, Stall, StallId
+from aither_sdk.stalls.sampling import Seen, look, other_stacks, running_tasks
+from aither_sdk.stalls.stacks import Frame, Stack, Territory, find_culprit, heaviest
+
+_FIRST_LOOKS = 3
+_LOOK_APART_S = 0.005
+"""The first looks come close together: they tell one long callback from many short ones."""
+_WORD_S = 0.1
+"""The longest time between two words in the beat cell; the witness counts on it."""
+_SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose loop it is."""
+
+    service: str
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Witnessed:
+    """Stacks that the witness obtained without the GIL."""
+
+    stall_id: str
+    stack: Stack
+    """Of the loop."""
+    other_stacks: tuple[Stack, ...]
+    """Of who held the GIL, where that was another thread."""
+    interrupted: SpanRef | None
+
+
+@dataclass(slots=True)
+class _Open:
+    """A stall that is being followed."""
+
+    mark: Mark
+    number: int
+    begin_unix_ns: int
+    late_ns: int = 0
+    looks: list[tuple[Seen, Frame | None, int]] = field(default_factory=list)
+    """What was seen, whose line it is, and the time that the look stands for."""
+    looked_ns: int = 0
+    state: ThreadState = field(default_factory=ThreadState)
+    """Of the loop's thread, read while the stall was open; its end says nothing of it."""
+    others_runnable: bool = False
+    told: bool = False
+    """Whether it was told while it was open."""
+    tasks: tuple[tuple[str, int], ...] = ()
+    others: tuple[Stack, ...] = ()
+
+    @property
+    def begin_ns(self) -> int:
+        return self.mark.at_ns + BEAT_INTERVAL_NS
+
+
+class Watchdog:
+    """Watches one loop from a thread of its own, from `start` to `stop`.
+
+    `detected` is called while a stall is open, `ended` when it is over, both in the watchdog's
+    thread; they must not block.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        heart: Heart,
+        gauge: LoopGauge,
+        calls: CallsInFlight,
+        identity: Identity,
+        territory: Territory,
+        *,
+        stall_after_ns: int,
+        detected: Callable[[Stall], None],
+        ended: Callable[[Stall], None],
+    ) -> None:
+        self.stalls = 0
+        self._loop = loop
+        self._heart = heart
+        self._gauge = gauge
+        self._calls = calls
+        self._identity = identity
+        self._territory = territory
+        self._stall_after_ns = stall_after_ns
+        self._detected = detected
+        self._ended = ended
+        self._throttling = Throttling()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="stall-watchdog", daemon=True)
+        self._base = (0, 0, 0)
+        """Throttled, suspended and stopped time when all was well."""
+        self._base_read_ns = 0
+        self._own_id = 0
+        self._own_gauge: Schedstat | None = None
+        self._woke_ns = self._woke_wait_ns = 0
+        self._witnessed: Witnessed | None = None
+
+    def start(self) -> None:
+        self._read_base(time.monotonic_ns())
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 1.0) -> None:
+        self._stop.set()
+        self._thread.join(timeout_s)
+
+    def add_evidence(self, witnessed: Witnessed) -> None:
+        """What the witness found while this thread could not run. In any thread."""
+        self._witnessed = witnessed
+
+    def _run(self) -> None:
+        self._own_id = threading.get_native_id()
+        self._own_gauge = Schedstat(self._own_id)
+        self._woke_ns, self._woke_wait_ns = time.monotonic_ns(), self._own_wait_ns()
+        while not self._stop.is_set():
+            silent_ns = self._heart.mark.at_ns + BEAT_INTERVAL_NS + self._stall_after_ns
+            late_ns = self._sleep((silent_ns - time.monotonic_ns()) / 1e9)
+            while self._heart.gaps:
+                self._tell_missed(self._heart.gaps.popleft(), late_ns)
+            mark = self._heart.mark
+            silent_ns = mark.at_ns + BEAT_INTERVAL_NS + self._stall_after_ns
+            if time.monotonic_ns() >= silent_ns and not self._stop.is_set():
+                self._follow(mark, late_ns)
+                self._base_read_ns = 0
+            self._read_base(time.monotonic_ns())
+        self._own_gauge.close()
+        self._throttling.close()
+
+    def _follow(self, mark: Mark, late_ns: int) -> None:
+        """One stall, from the moment in which it is one to its end."""
+        self.stalls += 1
+        open_ = _Open(mark, self.stalls, _unix_ns(mark.at_ns + BEAT_INTERVAL_NS), late_ns)
+        for _ in range(_FIRST_LOOKS):
+            self._look(open_)
+            late_ns = self._sleep(_LOOK_APART_S)
+            open_.late_ns += late_ns
+            if self._heart.mark is not mark:
+                break
+        if self._heart.mark is mark:
+            self._tell_open(open_)
+        next_look_ns = 2 * self._stall_after_ns
+        while self._heart.mark is mark and not self._stop.is_set():
+            rest_ns = open_.begin_ns + next_look_ns - time.monotonic_ns()
+            open_.late_ns += self._sleep(min(_WORD_S, max(rest_ns, 0) / 1e9))
+            if rest_ns <= _WORD_S * 1e9 and self._heart.mark is mark:
+                next_look_ns *= 2
+                self._look(open_)
+        gap = self._gap_after(mark)
+        if gap is not None:
+            reading = self._reading(open_, gap.lag_ns, gap.until.counters)
+            self._ended(self._stall(open_, reading, ended=True))
+
+    def _tell_open(self, open_: _Open) -> None:
+        open_.tasks = tuple(running_tasks(self._loop))
+        open_.state = self._gauge.state()
+        open_.told = True
+        reading = self._reading(open_, time.monotonic_ns() - open_.begin_ns, None)
+        if (reading.loop_cpu_ns or 0) * 2 < reading.lag_ns:
+            # Asked only of a loop that does not compute: beside one that does, it would take long.
+            but = frozenset({self._gauge.thread_id, self._own_id})
+            open_.others_runnable = others_runnable(but)
+            reading = replace(reading, others_runnable=open_.others_runnable)
+        self._detected(self._stall(open_, reading, ended=False))
+
+    def _tell_missed(self, gap: Gap, late_ns: int) -> None:
+        """A silence that was over before this thread could run: something else held the GIL."""
+        self.stalls += 1
+        open_ = _Open(gap.after, self.stalls, _unix_ns(gap.begin_ns), min(late_ns, gap.lag_ns))
+        reading = self._reading(open_, gap.lag_ns, gap.until.counters)
+        self._ended(self._stall(open_, reading, ended=True))
+
+    def _look(self, open_: _Open) -> None:
+        now_ns = time.monotonic_ns()
+        seen = look(self._loop, self._gauge.ident)
+        if seen is None or len(open_.looks) >= MAX_SAMPLES:
+            return
+        weight_ns = now_ns - (open_.looked_ns or open_.begin_ns)
+        open_.looked_ns = now_ns
+        # In no callback the loop runs its own code: nobody's line is to blame for that.
+        culprit = find_culprit(seen.stack, self._territory) if seen.handle is not None else None
+        open_.looks.append((seen, culprit, weight_ns))
+        if len(open_.looks) == 1 or (seen.handle is None and not open_.others):
+            but = frozenset({self._gauge.ident, threading.get_ident()})
+            open_.others = tuple(other_stacks(but))
+
+    def _reading(self, open_: _Open, lag_ns: int, counters: Counters | None) -> Reading:
+        before: Counters = open_.mark.counters
+        now = counters or self._gauge.from_outside()
+        throttled_ns, slept_ns, stopped_ns = self._outside()
+        wait_before_ns, wait_ns = before.run_wait_ns, now.run_wait_ns
+        return Reading(
+            lag_ns=lag_ns,
+            threshold_ns=self._stall_after_ns,
+            loop_cpu_ns=now.loop_cpu_ns - before.loop_cpu_ns,
+            process_cpu_ns=now.process_cpu_ns - before.process_cpu_ns,
+            gc_ns=now.gc_ns - before.gc_ns,
+            run_wait_ns=(
+                wait_ns - wait_before_ns
+                if wait_ns is not None and wait_before_ns is not None
+                else None
+            ),
+            throttled_ns=throttled_ns - self._base[0],
+            suspended_ns=slept_ns + stopped_ns - self._base[1] - self._base[2],
+            watchdog_late_ns=min(open_.late_ns, lag_ns),
+            state=open_.state.state,
+            wchan=open_.state.wchan,
+            others_runnable=open_.others_runnable,
+            handles=_count_handles([seen.handle for seen, _, _ in open_.looks]),
+        )
+
+    def _stall(self, open_: _Open, reading: Reading, *, ended: bool) -> Stall:
+        cause = judge_cause(reading)
+        stall_id = StallId(self._identity.instance_id, open_.mark.sequence)
+        culprit = heaviest([(frame, weight) for _, frame, weight in open_.looks if frame])
+        blamed = next((seen for seen, frame, _ in open_.looks if frame == culprit), None)
+        span = blamed.span if blamed is not None else None
+        stall = Stall(
+            stall_id=stall_id,
+            number=open_.number,
+            service=self._identity.service,
+            begin_ns=open_.begin_ns,
+            begin_unix_ns=open_.begin_unix_ns,
+            reading=reading,
+            cause=cause,
+            ended=ended,
+            detected_in_time=open_.told,
+            expected_ns=BEAT_INTERVAL_NS,
+            culprit=culprit,
+            stack=blamed.stack if blamed is not None else (),
+            task_name=blamed.task_name if blamed is not None else "",
+            coroutine=blamed.coroutine if blamed is not None else "",
+            interrupted=(
+                SpanRef(span.trace_id, span.span_id, span.trace_flags.sampled)
+                if span is not None
+                else None
+            ),
+            samples=tuple(
+                Sample(frame, weight, seen.coroutine) for seen, frame, weight in open_.looks
+            ),
+            tasks=open_.tasks,
+            calls=self._calls.running(),
+            other_stacks=open_.others if reading.handles == 0 else (),
+        )
+        found = self._witnessed
+        # Looks that came late show where the thread stood when the GIL was free again.
+        blind = culprit is None or reading.watchdog_late_ns * 2 >= reading.lag_ns
+        if blind and found is not None and found.stall_id == stall_id.text:
+            stall = self._as_witnessed(stall, found)
+        return stall
+
+    def _as_witnessed(self, stall: Stall, found: Witnessed) -> Stall:
+        blamed = found.other_stacks[0] if found.other_stacks else found.stack
+        culprit = find_culprit(blamed, self._territory)
+        known = stall.culprit
+        if culprit is not None and known is not None and known.is_qualified_of(culprit):
+            culprit = replace(culprit, function=known.function)
+        return replace(
+            stall,
+            culprit=culprit or known,
+            stack=found.stack or stall.stack,
+            other_stacks=found.other_stacks or stall.other_stacks,
+            interrupted=stall.interrupted or found.interrupted,
+        )
+
+    def _gap_after(self, mark: Mark) -> Gap | None:
+        while self._heart.gaps:
+            gap = self._heart.gaps.popleft()
+            if gap.after is mark:
+                return gap
+            self._tell_missed(gap, 0)
+        return None
+
+    def _sleep(self, seconds: float) -> int:
+        """Sleeps, beats, and answers how late it woke for want of the GIL, in nanoseconds: what it
+        waited for a CPU is taken off."""
+        asked_s = max(0.001, seconds)
+        self._stop.wait(asked_s)
+        wait_ns = self._own_wait_ns()
+        now_ns = time.monotonic_ns()  # after the read, in which the GIL may be lost
+        self._heart.cell.watchdog_alive(now_ns)
+        # From the end of the last sleep on: it may lose the GIL between two sleeps as well.
+        late_ns = now_ns - self._woke_ns - int(asked_s * 1e9)
+        starved_ns = wait_ns - self._woke_wait_ns
+        self._woke_ns, self._woke_wait_ns = now_ns, wait_ns
+        return max(0, late_ns - starved_ns)
+
+    def _own_wait_ns(self) -> int:
+        return self._own_gauge.run_wait_ns() if self._own_gauge is not None else 0
+
+    def _outside(self) -> tuple[int, int, int]:
+        return self._throttling.total_ns(), suspended_ns(), self._heart.cell.stopped_ns
+
+    def _read_base(self, now_ns: int) -> None:
+        # Each second is often enough, and each time after something happened.
+        if now_ns - self._base_read_ns >= _SECOND_NS:
+            self._base_read_ns = now_ns
+            self._base = self._outside()
+
+
+def _count_handles(handles: list[object]) -> int:
+    """Different callbacks among the looks; 1 where a single one was there most of the time."""
+    if not handles:
+        return 1
+    counted = Counter(id(handle) for handle in handles if handle is not None)
+    if not counted:
+        return 0
+    most = max(counted.values())
+    return 1 if most * 2 > len(handles) else len(counted)
+
+
+def _unix_ns(monotonic_ns: int) -> int:
+    return time.time_ns() - (time.monotonic_ns() - monotonic_ns)

@@ -1,0 +1,80 @@
+"""The verdict, from made-up readings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aither_sdk.stalls.causes import EXCUSED, Cause, Reading, judge_cause
+
+MS = 1_000_000
+CALM = Reading(
+    lag_ns=1000 * MS, loop_cpu_ns=5 * MS, process_cpu_ns=10 * MS, run_wait_ns=1 * MS, state="S"
+)
+
+
+@pytest.mark.parametrize(
+    ("changed", "cause"),
+    [
+        ({"loop_cpu_ns": 900 * MS, "state": "R"}, Cause.CPU_ON_LOOP),
+        ({"loop_cpu_ns": 900 * MS, "handles": 3}, Cause.MANY_CALLBACKS),
+        ({"loop_cpu_ns": 900 * MS, "gc_ns": 700 * MS}, Cause.GC),
+        ({"wchan": "hrtimer_nanosleep"}, Cause.BLOCKING_SYSCALL),
+        ({"state": "D"}, Cause.BLOCKING_SYSCALL),
+        ({"process_cpu_ns": 950 * MS, "watchdog_late_ns": 900 * MS}, Cause.GIL_HELD_ELSEWHERE),
+        ({"process_cpu_ns": 950 * MS, "handles": 0}, Cause.GIL_HELD_ELSEWHERE),
+        ({"run_wait_ns": 800 * MS}, Cause.HOST_STARVED),
+        ({"state": "R"}, Cause.HOST_STARVED),
+        ({"handles": 0}, Cause.HOST_STARVED),
+        ({"wchan": "futex_wait_queue", "others_runnable": True}, Cause.HOST_STARVED),
+        ({"watchdog_late_ns": 900 * MS, "others_runnable": True}, Cause.HOST_STARVED),
+        ({"throttled_ns": 600 * MS}, Cause.THROTTLED),
+        ({"suspended_ns": 600 * MS}, Cause.SUSPENDED),
+        ({"watchdog_late_ns": 900 * MS}, Cause.SUSPENDED),
+        ({"watchdog_late_ns": 900 * MS, "stop_is_seen": True}, Cause.BLOCKING_SYSCALL),
+        # A thread that computes beside a loop that waits does not make the wait its fault.
+        ({"process_cpu_ns": 990 * MS, "wchan": "do_wait"}, Cause.BLOCKING_SYSCALL),
+        # Slow code stays slow code on a busy machine.
+        ({"loop_cpu_ns": 300 * MS, "run_wait_ns": 690 * MS}, Cause.CPU_ON_LOOP),
+        ({"loop_cpu_ns": 90 * MS, "run_wait_ns": 900 * MS}, Cause.HOST_STARVED),
+        # No /proc.
+        ({"state": "", "run_wait_ns": None}, Cause.BLOCKING_SYSCALL),
+        ({"state": "", "run_wait_ns": None, "loop_cpu_ns": None}, Cause.UNSPECIFIED),
+    ],
+)
+def test_a_reading_has_its_cause(changed: dict[str, object], cause: Cause) -> None:
+    assert judge_cause(replace(CALM, **changed)) is cause  # type: ignore[arg-type]
+
+
+SPAN = st.integers(0, 2_000 * MS)
+
+
+@given(
+    st.builds(
+        Reading,
+        lag_ns=st.integers(100 * MS, 2_000 * MS),
+        loop_cpu_ns=st.none() | SPAN,
+        process_cpu_ns=st.none() | SPAN,
+        gc_ns=SPAN,
+        run_wait_ns=st.none() | SPAN,
+        throttled_ns=SPAN,
+        suspended_ns=SPAN,
+        watchdog_late_ns=SPAN,
+        state=st.sampled_from(["", "R", "S", "D", "T"]),
+        others_runnable=st.booleans(),
+        handles=st.integers(0, 5),
+    )
+)
+def test_code_is_never_blamed_for_what_lies_outside(reading: Reading) -> None:
+    cause = judge_cause(reading)
+    half_ns = reading.lag_ns / 2
+    if max(reading.suspended_ns, reading.throttled_ns) >= half_ns:
+        assert cause in EXCUSED
+    used_ns = max(reading.loop_cpu_ns or 0, reading.gc_ns)
+    if (reading.run_wait_ns or 0) >= half_ns and used_ns < reading.threshold_ns:
+        assert cause in EXCUSED
+    if cause is Cause.CPU_ON_LOOP:
+        assert used_ns >= min(half_ns, reading.threshold_ns)

@@ -1,0 +1,303 @@
+"""`with aither_sdk.watch():` in programs of all sorts: plain asyncio, forks, other loops, signals
+that are taken, platforms that lack something."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+
+import aither_sdk
+from aither_sdk.beat import BeatCell, Phase
+from aither_sdk.errors import FailedPrecondition
+from aither_sdk.stalls import evidence, gauges
+from aither_sdk.stalls.evidence import EvidenceLine, Unavailable, ask_thread
+from aither_sdk.stalls.stacks import parse_dump
+from aither_sdk.witness.parent import Witness
+
+LIMIT_S = 30.0
+
+
+def run_script(body: str, *prefix: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*prefix, sys.executable, "-c", body],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+
+
+TWO_LINES = """
+import asyncio, logging, time
+import aither_sdk
+logging.basicConfig(format="%(name)s %(levelname)s %(message)s")
+async def main():
+    with aither_sdk.watch():
+        await asyncio.sleep(0.2)
+        time.sleep(0.4)
+        await asyncio.sleep(0.2)
+asyncio.run(main())
+"""
+
+
+def test_two_lines_make_any_program_tell_of_its_stalls() -> None:
+    ended = run_script(TWO_LINES)
+    assert ended.returncode == 0, ended.stderr
+    assert "EVENT LOOP STALL #1: blocked for 0." in ended.stderr
+    assert "__main__.main (<string>:8)" in ended.stderr
+    assert "beyond expected 0.025s (total=" in ended.stderr
+    assert ended.stdout == ""
+
+
+async def test_a_loop_has_one_watch_and_another_after_it() -> None:
+    again = aither_sdk.watch()
+    with aither_sdk.watch(), pytest.raises(FailedPrecondition, match="has a watch already"):
+        again.__enter__()
+    with aither_sdk.watch() as second:
+        await asyncio.sleep(0)
+    assert second.heart.mark.sequence > 0
+
+
+def test_two_loops_of_a_process_are_watched_each_for_itself() -> None:
+    found: dict[str, int] = {}
+
+    async def live(name: str, blocking_s: float) -> None:
+        with aither_sdk.watch(name) as watch:
+            await asyncio.sleep(0.1)
+            time.sleep(blocking_s)  # noqa: ASYNC251
+            await asyncio.sleep(0.3)
+        found[name] = watch.stalls
+
+    threads = [
+        threading.Thread(target=asyncio.run, args=(live(name, blocking_s),))
+        for name, blocking_s in (("still", 0.6), ("calm", 0.0))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT_S)
+    assert found["still"] >= 1
+    assert found["calm"] < found["still"] + 3
+
+
+FORKING = """
+import asyncio, os, sys, time
+import aither_sdk
+async def main():
+    loop = asyncio.get_running_loop()
+    async with aither_sdk.watch(health_port=0) as watch:
+        child = os.fork()
+        if child == 0:
+            before = watch.heart.cell.sequence
+            watch.heart._beat(loop)
+            os._exit(0 if watch.heart.cell.sequence == before else 7)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        holder = os.fork()
+        if holder == 0:
+            time.sleep(20)
+            os._exit(0)
+        print(watch.witness.pid, holder, flush=True)
+        os.kill(os.getpid(), 9)
+asyncio.run(main())
+"""
+
+
+def test_a_forked_child_neither_beats_nor_keeps_the_witness_alive() -> None:
+    process = subprocess.Popen([sys.executable, "-c", FORKING], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "0"
+    witness, holder = map(int, process.stdout.readline().split())
+    process.wait(LIMIT_S)
+    process.stdout.close()
+    try:
+        end_s = time.monotonic() + 15
+        while _there(witness) and time.monotonic() < end_s:
+            time.sleep(0.05)
+        assert not _there(witness)
+        assert _there(holder)
+    finally:
+        os.kill(holder, signal.SIGKILL)
+
+
+def _there(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def line() -> Any:
+    opened = EvidenceLine.open()
+    assert isinstance(opened, EvidenceLine)
+    yield opened
+    opened.close()
+
+
+def read_dump(opened: EvidenceLine) -> str:
+    time.sleep(0.05)
+    return os.read(opened.read_fd, 65_536).decode()
+
+
+def test_a_thread_that_is_asked_writes_its_stack(line: EvidenceLine) -> None:
+    assert ask_thread(os.getpid(), threading.get_native_id(), line.number)
+    stack = parse_dump(read_dump(line))
+    assert "test_a_thread_that_is_asked_writes_its_stack" in [frame.function for frame in stack]
+
+
+def test_signals_that_are_taken_stay_as_they_are(line: EvidenceLine) -> None:
+    assert line.number == signal.SIGUSR1
+    received: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, _frame: received.append(number))
+    try:
+        second = EvidenceLine.open()
+        assert isinstance(second, EvidenceLine)
+        assert second.number >= signal.SIGRTMIN
+        second.close()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert received == [signal.SIGUSR2]
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_users_own_faulthandler_is_left_alone(tmp_path: Any) -> None:
+    with (tmp_path / "dump").open("w+") as file:
+        faulthandler.register(signal.SIGUSR1, file=file, all_threads=False)
+        try:
+            opened = EvidenceLine.open()
+            assert isinstance(opened, EvidenceLine)
+            assert opened.number != signal.SIGUSR1
+            refused = EvidenceLine.open(signal.SIGUSR1)
+            assert isinstance(refused, Unavailable)
+            assert "has a handler already" in refused.why
+            opened.close()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            file.seek(0)
+            assert "test_a_users_own_faulthandler_is_left_alone" in file.read()
+        finally:
+            faulthandler.unregister(signal.SIGUSR1)
+
+
+def test_a_process_without_the_handler_is_never_signalled() -> None:
+    child = subprocess.Popen(["sleep", "20"])
+    try:
+        assert not ask_thread(child.pid, child.pid, signal.SIGUSR1)
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize("lacking", ["tgkill", "proc"])
+def test_what_the_platform_lacks_is_said(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if lacking == "tgkill":
+        monkeypatch.setattr(platform, "machine", lambda: "vax")
+    else:
+        monkeypatch.setattr(evidence, "caught_signals", lambda _pid: None)
+    opened = EvidenceLine.open()
+    assert isinstance(opened, Unavailable)
+    assert lacking in opened.why
+
+
+def test_without_memfd_the_cell_is_a_file_that_nobody_can_find(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cell = BeatCell.create()
+    cell.write(Phase.SERVING, True)
+    other = BeatCell(os.dup(cell.fd))
+    beat = other.read()
+    assert beat is not None
+    assert beat.ready
+    assert list(tmp_path.iterdir()) == []
+    cell.close()
+    other.close()
+
+
+def test_without_proc_nothing_is_known_and_nothing_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gauges, "_PROC", "/nowhere")
+    gauge = gauges.LoopGauge(gauges.Collections(lambda _since: None))
+    assert gauge.here().run_wait_ns is None
+    assert gauge.from_outside().loop_cpu_ns > 0
+    gauge.close()
+    assert gauges.thread_state(1, "none") == gauges.ThreadState()
+    assert gauges.threads_of("none") == []
+
+
+def test_a_cell_that_cannot_be_read_is_said_by_the_witness(tmp_path: Any) -> None:
+    with (tmp_path / "empty").open("w+b") as file:
+        cell = BeatCell.create()
+        real, cell.fd = cell.fd, file.fileno()
+        witness = Witness(cell, "127.0.0.1", 0, [])
+        with pytest.raises(aither_sdk.AitherError, match="the beat cell cannot be read"):
+            witness.start()
+        cell.fd = real
+        cell.close()
+
+
+def test_facts_and_spans_pass_through_the_cell() -> None:
+    from aither_sdk.beat import pack_span
+
+    cell = BeatCell.create()
+    assert cell.read_facts() == {}
+    cell.write_facts({"flux stream up": True, "db": False})
+    assert cell.read_facts() == {"flux stream up": True, "db": False}
+    cell.write_facts({f"{number} {'x' * 100}": True for number in range(100)})
+    kept = cell.read_facts()
+    assert kept is not None
+    assert 20 < len(kept) < 100
+    assert all(len(name) > 100 for name in kept)
+    assert cell.running_span() is None
+    cell.enter_span(pack_span(5, 6))
+    assert cell.running_span() == (5, 6)
+    cell.leave_span()
+    assert cell.running_span() is None
+    cell.close()
+
+
+READ_ONLY = """
+import asyncio, json, os, time
+import aither_sdk
+async def main():
+    async with aither_sdk.watch(health_port=0) as watch:
+        await asyncio.sleep(0.1)
+        time.sleep(0.3)
+        await asyncio.sleep(0.1)
+    try:
+        open("/tmp/aither-may-not-write", "w")
+        writable = True
+    except OSError:
+        writable = False
+    print(json.dumps({"pid": os.getpid(), "writable": writable, "stalls": watch.stalls,
+        "children": open("/proc/thread-self/children").read().split()}))
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a read-only root needs a mount namespace")
+def test_a_read_only_file_system_without_privileges_as_pid_1_is_enough() -> None:
+    mounts = "mount -t proc proc /proc && mount --bind / / && mount -o remount,ro,bind / / && "
+    command = mounts + 'exec setpriv --bounding-set=-all --inh-caps=-all "$@"'
+    if run_script("", "unshare", "-mpf", "sh", "-c", mounts + 'exec "$@"', "sh").returncode:
+        pytest.skip("no mount namespaces here")
+    ended = run_script(READ_ONLY, "unshare", "-mpf", "sh", "-c", command, "sh")
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    assert told["pid"] == 1
+    assert told["stalls"] >= 1
+    assert told["writable"] is False
+    assert told["children"] == []

@@ -1,0 +1,93 @@
+"""What is left of a stall when the service cannot speak: killed, stopped, without its witness."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from aither_sdk.witness.exits import spell_status
+from tests.stalls.stalled import blamed_lines, process_is_there, stalling
+from tests.stalls.test_stall_kinds import told_of
+
+
+async def ask(address: str, service: str) -> int:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = await stub.Check(request, timeout=10, wait_for_ready=True)
+        return int(answer.status)
+
+
+async def gone(pid: int) -> None:
+    async with asyncio.timeout(20):
+        while process_is_there(pid):
+            await asyncio.sleep(0.02)
+
+
+async def killed_in(kind: str, evidence: str) -> tuple[Any, Any]:
+    """The spans that are left of a process killed in the middle of a stall."""
+    async with stalling() as process:
+        await process.begin(kind, 30)
+        detected = await process.collector.span("event_loop.stall.detected", evidence=evidence)
+        process.process.kill()
+        await process.process.wait()
+        exited = await process.collector.span("service.exited")
+        await gone(process.witness_pid)
+        return detected, exited
+
+
+async def test_a_blocked_service_that_is_killed_has_told_its_line() -> None:
+    detected, exited = await killed_in("sleep", "watchdog")
+    assert told_of(detected)["code.line.number"] in blamed_lines("sleep")
+    assert told_of(exited)["service.exit"] in ("SIGKILL", "unknown")
+    assert told_of(exited)["id"] == told_of(detected)["id"]
+
+
+async def test_a_service_killed_while_the_gil_was_held_has_told_its_line() -> None:
+    detected, exited = await killed_in("regex", "witness")
+    for span in (detected, exited):
+        assert told_of(span)["code.line.number"] in blamed_lines("regex")
+        assert "stalling.py" in told_of(span)["code.stacktrace"]
+    assert told_of(exited)["service.phase"] == "serving"
+
+
+async def test_a_stopped_service_is_suspended_and_stays_alive() -> None:
+    async with stalling() as process:
+        process.signal(signal.SIGSTOP)
+        try:
+            detected = await process.collector.span(
+                "event_loop.stall.detected", evidence="witness", cause="suspended"
+            )
+            async with asyncio.timeout(10):
+                while await ask(process.address, "readiness") == 1:
+                    await asyncio.sleep(0.05)
+            assert await ask(process.address, "liveness") == 1
+        finally:
+            process.signal(signal.SIGCONT)
+        stall_id = told_of(detected)["id"]
+        whole = await process.collector.span("event_loop.stall", id=stall_id)
+        assert told_of(whole)["cause"] == "suspended"
+        assert "code.line.number" not in told_of(detected)
+
+
+async def test_a_witness_killed_in_a_stall_comes_back_in_the_stall() -> None:
+    async with stalling() as process:
+        await process.begin("sleep", 5)
+        ending = asyncio.create_task(process.end())
+        os.kill(process.witness_pid, signal.SIGKILL)
+        assert await ask(process.address, "liveness") == 1
+        assert not ending.done()
+        process.process.kill()
+        ending.cancel()
+
+
+def test_a_wait_status_is_spelled() -> None:
+    assert spell_status(9) == "SIGKILL"
+    assert spell_status(3 << 8) == "exit status 3"
+    assert spell_status(0x80 | 11) == "SIGSEGV"
+    assert spell_status(63) == "signal 63"
