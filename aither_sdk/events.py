@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Final
 
 from google.protobuf import descriptor_pool, json_format, message_factory
@@ -162,17 +163,18 @@ def event_frame(encoded: bytes) -> bytes:
 
     Protobuf merges by concatenation, so a batch is its frames joined: nothing is encoded twice.
     """
-    size = len(encoded)
-    if size < 0x80:
-        return bytes((0x0A, size)) + encoded
-    if size < 0x4000:
-        return bytes((0x0A, size & 0x7F | 0x80, size >> 7)) + encoded
-    length = bytearray(FRAME_TAG)
+    return event_head(len(encoded)) + encoded
+
+
+@lru_cache(maxsize=4096)
+def event_head(size: int) -> bytes:
+    """What stands before an encoded event of this size in its frame."""
+    head = bytearray(FRAME_TAG)
     while size >= 0x80:
-        length.append(size & 0x7F | 0x80)
+        head.append(size & 0x7F | 0x80)
         size >>= 7
-    length.append(size)
-    return bytes(length) + encoded
+    head.append(size)
+    return bytes(head)
 
 
 def fields_of(event: Event) -> dict[str, Any]:

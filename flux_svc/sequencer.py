@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import repeat
 from typing import NamedTuple
 
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.errors import FailedPrecondition
-from flux_svc.frames import Record, encode_body, expire_ns_of, recorded_field, seal
+from flux_svc.frames import Record, encode_body, expire_ns_of, recorded_field, seal_all
 
 WINDOW_EVENTS = 131_072
 """Events within which source+id are known again; promised in flux_service.proto. About 35 MB."""
@@ -50,15 +52,24 @@ class Appended(NamedTuple):
     """It was stored before, or stands earlier in the same batch; `sequence` is where."""
 
 
+# For the fields in their order as one tuple. The classes' own call takes 0.2 us more, for each event
+# three times.
+_draft = partial(tuple.__new__, Draft)
+_record = partial(tuple.__new__, Record)
+_appended = partial(tuple.__new__, Appended)
+
+
 def draft(events: Iterable[Event], arrival_ns: int) -> list[Draft]:
     """Encodes events; they may change or be reused afterwards."""
     return [
-        Draft(
-            event.source,
-            event.id,
-            event.subject,
-            encode_body(event, arrival_ns),
-            expire_ns_of(event) if event.HasField("expire_time") else 0,
+        _draft(
+            (
+                event.source,
+                event.id,
+                event.subject,
+                encode_body(event, arrival_ns),
+                expire_ns_of(event),
+            )
         )
         for event in events
     ]
@@ -97,18 +108,22 @@ class Sequencer:
         expects something of the subject."""
         self._window_events = window_events
         self._window: dict[Key, int] = {}
+        """With what is staged."""
         self._order: deque[Key] = deque()
-        """Keys of the window, oldest first: deleting a dict's front through its iterator is
-        quadratic."""
+        """Keys of the window that are committed, oldest first: deleting a dict's front through its
+        iterator is quadratic."""
         self._last_sequence = last_sequence
-        self._staged: dict[Key, int] = {}
+        self._staged_keys: list[Key] = []
         self._staged_last = last_sequence
         self._newest_of = newest_of
         self._staged_records: list[Record] = []
         self._staged_newest: dict[str, int] = {}
         self._folded = 0
         """How many of the staged records `_staged_newest` knows: none until somebody asks."""
-        self._remember(known)
+        for key, sequence in known:
+            self._window[key] = sequence
+            self._order.append(key)
+        self._forget_oldest()
 
     @property
     def last_sequence(self) -> int:
@@ -128,50 +143,63 @@ class Sequencer:
         Raises FailedPrecondition WRONG_LAST_SEQUENCE and stages nothing when there is something new
         in the batch and the log, or a subject of it, would not end where it should.
         """
-        window, staged = self._window, self._staged
-        first = sequence = self._staged_last
-        recorded = recorded_field(recorded_ns)
-        records: list[Record] = []
-        ids: list[str] = []
-        expiries: list[tuple[int, int]] = []
-        results: list[Appended] = []
-        batch: dict[Key, int] = {}
-        for source, event_id, subject, body, expire_ns in drafts:
-            key = (source, event_id)
-            known = window.get(key) or staged.get(key) or batch.get(key)
-            if known is not None:
-                results.append(Appended(known, True))
-                continue
-            sequence += 1
-            batch[key] = sequence
-            frame = seal(body, sequence, recorded)
-            records.append(Record(sequence, recorded_ns, subject, source, frame))
-            ids.append(event_id)
-            if expire_ns:
-                expiries.append((sequence, expire_ns))
-            results.append(Appended(sequence, False))
-        if records and expected is not None:
+        first = self._staged_last
+        keys = [(source, event_id) for source, event_id, _, _, _ in drafts]
+        places = dict(zip(keys, range(first + 1, first + 1 + len(keys)), strict=True))
+        if len(places) == len(keys) and self._window.keys().isdisjoint(places):
+            results = list(map(_appended, zip(places.values(), repeat(False))))
+        else:
+            drafts, places, results = self._sift(drafts, first)
+        if places and expected is not None:
             _check_last(expected, first)
             if expected.subjects:
                 self._check_subjects(expected.subjects)
-        staged.update(batch)
+        if not places:
+            return Staged([], [], [], results)
+        sources, ids, subjects, bodies, expire_ns = zip(*drafts, strict=True)
+        sequences = places.values()
+        frames = seal_all(bodies, first + 1, recorded_field(recorded_ns))
+        fields = zip(sequences, repeat(recorded_ns), subjects, sources, frames)
+        records = list(map(_record, fields))
+        expiries = [one for one in zip(sequences, expire_ns, strict=True) if one[1]]
+        self._window.update(places)
+        self._staged_keys += places
         self._staged_records += records
-        self._staged_last = sequence
-        return Staged(records, ids, expiries, results)
+        self._staged_last = first + len(records)
+        return Staged(records, list(ids), expiries, results)
 
     def commit(self) -> None:
         """Everything that was staged is safe."""
-        self._remember(self._staged.items())
+        self._order.extend(self._staged_keys)
+        self._forget_oldest()
         self._last_sequence = self._staged_last
         self._clear()
 
     def abort(self) -> None:
         """Nothing that was staged is true; its sequences will be given again."""
+        for key in self._staged_keys:
+            del self._window[key]
         self._staged_last = self._last_sequence
         self._clear()
 
+    def _sift(
+        self, drafts: Sequence[Draft], first: int
+    ) -> tuple[list[Draft], dict[Key, int], list[Appended]]:
+        """The drafts that are new, their places after `first`, and an answer for every draft."""
+        fresh: list[Draft] = []
+        places: dict[Key, int] = {}
+        results: list[Appended] = []
+        for one in drafts:
+            key = (one.source, one.id)
+            known = self._window.get(key) or places.get(key)
+            if known is None:
+                fresh.append(one)
+                places[key] = first + len(fresh)
+            results.append(Appended(known or places[key], known is not None))
+        return fresh, places, results
+
     def _clear(self) -> None:
-        self._staged = {}
+        self._staged_keys = []
         self._staged_records = []
         self._staged_newest = {}
         self._folded = 0
@@ -185,13 +213,9 @@ class Sequencer:
             if actual != sequence:
                 raise _wrong_subject(subject, sequence, actual)
 
-    def _remember(self, known: Iterable[tuple[Key, int]]) -> None:
-        window, order = self._window, self._order
-        for key, sequence in known:
-            window[key] = sequence
-            order.append(key)
-        for _ in range(len(order) - self._window_events):
-            window.pop(order.popleft(), None)
+    def _forget_oldest(self) -> None:
+        for _ in range(len(self._order) - self._window_events):
+            self._window.pop(self._order.popleft(), None)
 
 
 def _check_last(expected: Expected, last: int) -> None:
