@@ -27,7 +27,7 @@ _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 
 def check_event(event: Event) -> None:
     """Raises InvalidArgument naming every violated field, the encoded size aside."""
-    if not _is_plain(event):
+    if not is_plain(event):
         violations = event_violations(event)
         if violations:
             raise InvalidArgument.of(violations)
@@ -81,9 +81,12 @@ def is_instant(timestamp: Timestamp) -> bool:
     return seconds_fit and 0 <= timestamp.nanos < 1_000_000_000
 
 
-def _is_plain(event: Event) -> bool:
-    """The quick yes for nearly every event; a no says only that it needs a closer look."""
+def is_plain(event: Event) -> bool:
+    """The quick yes for nearly every event: it keeps the contract and has no `expire_time`. Its
+    encoded size is not looked at, and a no says only that it needs a closer look."""
     subject, id, source = event.subject, event.id, event.source
+    traceparent, causation_id = event.traceparent, event.causation_id
+    correlation_id, time = event.correlation_id, event.time
     return (
         0 < len(id) <= MAX_ID_BYTES
         and 0 < len(source) <= MAX_SOURCE_BYTES
@@ -91,12 +94,13 @@ def _is_plain(event: Event) -> bool:
         and id.isascii()
         and source.isascii()
         and _is_subject(subject)
-        and not event.traceparent
-        and not event.causation_id
-        and not event.correlation_id
+        and (not traceparent or (len(traceparent) == TRACEPARENT_BYTES and traceparent.isascii()))
+        and (not causation_id or _is_plain_text(causation_id, MAX_CAUSATION_BYTES))
+        and (not correlation_id or _is_plain_text(correlation_id, MAX_CORRELATION_BYTES))
+        and _FIRST_SECOND <= time.seconds <= _LAST_SECOND
+        and 0 <= time.nanos < 1_000_000_000
         and not event.headers
         and not event.HasField("expire_time")
-        and is_instant(event.time)
     )
 
 
@@ -104,6 +108,10 @@ def _is_plain(event: Event) -> bool:
 def _is_subject(subject: str) -> bool:
     # Services publish on few subjects; at 255 bytes each the memo stays below 2 MB.
     return subject_fault(subject) is None
+
+
+def _is_plain_text(text: str, limit: int) -> bool:
+    return len(text) <= limit and text.isascii()
 
 
 def _fits(text: str, limit: int) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from functools import lru_cache
+from operator import attrgetter
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -18,8 +19,8 @@ from aither.flux.v1.event_pb2 import Event
 from aither_sdk.events import event_frame, event_head
 
 _SEQUENCE_TAG = b"\x08"
-_SEQUENCE_LOW = [bytes((0x08, 0x80 | low)) for low in range(0x80)]
-"""The tag and the low byte of a sequence that has more."""
+SEQUENCE_LOW = [bytes((0x08, 0x80 | low)) for low in range(0x80)]
+"""Field 1 as a varint of more than one byte: its tag and low byte."""
 _TIME_TAG = b"\x2a"
 _RECORDED_TIME_TAG = b"\x32"
 _NS = 1_000_000_000
@@ -37,6 +38,20 @@ class Record(NamedTuple):
     source: str
     frame: bytes
     """The event as an element of `repeated Event events = 1`."""
+
+
+_frame = attrgetter("frame")
+_subject_and_sequence = attrgetter("subject", "sequence")
+
+
+def bytes_of(records: Iterable[Record]) -> int:
+    """Of their frames."""
+    return sum(map(len, map(_frame, records)))
+
+
+def newest_of(records: Iterable[Record]) -> dict[str, int]:
+    """The newest sequence of each of their subjects."""
+    return dict(map(_subject_and_sequence, records))
 
 
 def encode_body(event: Event, arrival_ns: int) -> bytes:
@@ -88,22 +103,22 @@ def recorded_field(recorded_ns: int) -> bytes:
 
 def seal(body: bytes, sequence: int, recorded: bytes) -> bytes:
     """The frame of a body that got its place; `recorded` comes from `recorded_field`."""
-    return event_frame(b"".join((_SEQUENCE_TAG, _varint(sequence), body, recorded)))
+    return event_frame(b"".join((_SEQUENCE_TAG, varint(sequence), body, recorded)))
 
 
 def seal_all(bodies: Iterable[bytes], first: int, recorded: bytes) -> list[bytes]:
-    """As `seal` for bodies that follow each other in the log, `first` being the first one's place."""
+    """As `seal` for bodies that follow each other in the log from `first` on."""
     if first < 0x80:
         return [seal(body, first + i, recorded) for i, body in enumerate(bodies)]
     frames = []
-    high = _varint(first >> 7)
+    high = varint(first >> 7)
     for sequence, body in enumerate(bodies, first):
         # Of 128 sequences only the low byte differs: 0.3 us an event where `seal` takes 0.9.
         low = sequence & 0x7F
         if not low:
-            high = _varint(sequence >> 7)
+            high = varint(sequence >> 7)
         head = event_head(2 + len(high) + len(body) + len(recorded))
-        frames.append(b"".join((head, _SEQUENCE_LOW[low], high, body, recorded)))
+        frames.append(b"".join((head, SEQUENCE_LOW[low], high, body, recorded)))
     return frames
 
 
@@ -128,15 +143,16 @@ def _timestamp(time_ns: int) -> bytes:
     """A google.protobuf.Timestamp with its length before it. Not before 1970."""
     # Remembered: the events of a batch arrive, and are recorded, at one time.
     seconds, nanos = divmod(max(time_ns, 0), _NS)
-    body = b"\x08" + _varint(seconds) + b"\x10" + _varint(nanos)
+    body = b"\x08" + varint(seconds) + b"\x10" + varint(nanos)
     return bytes((len(body),)) + body
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A number as protobuf writes it."""
     if value < 0x80:
         return bytes((value,))
     if value < 0x4000:
         return bytes((value & 0x7F | 0x80, value >> 7))
     if value < 0x200000:
         return bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14))
-    return bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80)) + _varint(value >> 14)
+    return bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80)) + varint(value >> 14)

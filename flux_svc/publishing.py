@@ -13,7 +13,7 @@ from typing import Any
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.errors import AitherError, ResourceExhausted, Unavailable, Unimplemented
-from aither_sdk.rpc_status import to_status
+from flux_svc.answers import duplicates_of, result_of, stream_answer
 from flux_svc.intake import Intake, weight
 from flux_svc.logs.base import Ability, Appended, EventLog, Expected, Succession
 from flux_svc.loop_guard import LoopGuard
@@ -133,19 +133,19 @@ class Publishing:
             self.statistics.refuse(len(request.events), error)
             raise
         self._count(appended)
-        return pb.PublishResponse(results=map(_result, appended), epoch=self._log.epoch)
+        return pb.PublishResponse(results=map(result_of, appended), epoch=self._log.epoch)
 
     async def _publish(self, request: pb.PublishRequest) -> Sequence[Appended]:
-        events = request.events
+        events = list(request.events)  # once: the field makes its objects anew at each look
         expected = self._expected(request)
         try:
-            sizes = self._rules.check_batch(events)
+            self._rules.check_batch(events, request.ByteSize())
         except AitherError as error:
             if error.reason == "HOPS_EXCEEDED":
                 self._tell_loops(events)
             raise
         self._check_space()
-        claims = claims_of(events, sizes) if self.quotas.limited else ()
+        claims = claims_of(events) if self.quotas.limited else ()
         self.intake.enter()
         try:
             if claims:
@@ -176,11 +176,12 @@ class Publishing:
 
     async def publish_stream(
         self, requests: AsyncIterator[pb.PublishStreamRequest]
-    ) -> AsyncGenerator[pb.PublishStreamResponse, None]:
-        """Answers in order of the requests while later ones are already on their way to disk."""
+    ) -> AsyncGenerator[bytes, None]:
+        """Encoded PublishStreamResponses in order of the requests, while later ones are already on
+        their way to disk."""
         self._check_open()
         self._check_streams()
-        answers: asyncio.Queue[asyncio.Task[pb.PublishStreamResponse] | None] = asyncio.Queue()
+        answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
         stream = _Stream()
         receiver = asyncio.get_running_loop().create_task(
             self._receive(requests, answers, stream), name="flux:publish-stream"
@@ -207,7 +208,7 @@ class Publishing:
     async def _receive(
         self,
         requests: AsyncIterator[pb.PublishStreamRequest],
-        answers: asyncio.Queue[asyncio.Task[pb.PublishStreamResponse] | None],
+        answers: asyncio.Queue[asyncio.Task[bytes] | None],
         stream: _Stream,
     ) -> None:
         # An append takes its place in the log's queue in its first step, and tasks take their
@@ -224,10 +225,11 @@ class Publishing:
                 request = await anext(arriving, None)
                 if request is None:
                     return
-                batch = self._checked(request)
+                size = request.ByteSize()
+                batch = self._checked(request, size)
                 # Not counted while it waits for its quota: who is slowed must not slow the others.
                 await self._pace(batch)
-                heavy = weight(len(request.events), request.ByteSize())
+                heavy = weight(len(request.events), size)
                 self.intake.take(heavy)
                 answer = loop.create_task(self._answer(batch, stream), name="flux:publish")
                 answer.add_done_callback(partial(self._answered, heavy))
@@ -235,27 +237,22 @@ class Publishing:
         finally:
             answers.put_nowait(None)
 
-    def _answered(self, heavy: int, _answer: asyncio.Task[pb.PublishStreamResponse]) -> None:
+    def _answered(self, heavy: int, _answer: asyncio.Task[bytes]) -> None:
         self.intake.done(heavy)
 
-    def _checked(self, request: pb.PublishStreamRequest) -> _Batch:
-        events = request.events
+    def _checked(self, request: pb.PublishStreamRequest, size: int) -> _Batch:
+        events = list(request.events)  # once: the field makes its objects anew at each look
         try:
-            sizes = self._rules.check_size(events)
+            self._rules.check_size(events, size)
         except AitherError as error:
             return _Batch(request, (), {}, error=error)
-        faults = {
-            i: fault
-            for i, event in enumerate(events)
-            if (fault := self._rules.fault(event, i, sizes[i])) is not None
-        }
-        good: Sequence[Event] = events
+        faults = self._rules.faults(events, size)
+        good = events
         if faults:
             good = [event for i, event in enumerate(events) if i not in faults]
-            sizes = [size for i, size in enumerate(sizes) if i not in faults]
             if any(fault.reason == "HOPS_EXCEEDED" for fault in faults.values()):
                 self._tell_loops(events)
-        claims = claims_of(good, sizes) if self.quotas.limited else ()
+        claims = claims_of(good) if self.quotas.limited else ()
         return _Batch(request, good, faults, claims)
 
     async def _pace(self, batch: _Batch) -> None:
@@ -274,7 +271,7 @@ class Publishing:
                 self.quotas.give_back(batch.claims)
                 raise
 
-    async def _answer(self, batch: _Batch, stream: _Stream) -> pb.PublishStreamResponse:
+    async def _answer(self, batch: _Batch, stream: _Stream) -> bytes:
         try:
             if error := stream.error or batch.error:
                 raise error
@@ -285,7 +282,7 @@ class Publishing:
             self.statistics.refuse(len(batch.request.events), error)
             raise
 
-    async def _append_good(self, batch: _Batch, succession: Succession) -> pb.PublishStreamResponse:
+    async def _append_good(self, batch: _Batch, succession: Succession) -> bytes:
         appended: Sequence[Appended] = ()
         if batch.good:
             self._check_space()
@@ -301,12 +298,7 @@ class Publishing:
         self._count(appended)
         for fault in batch.faults.values():
             self.statistics.refuse(1, fault)
-        stored, faults = iter(appended), batch.faults
-        results = [
-            pb.PublishResult(error=to_status(faults[i])) if i in faults else _result(next(stored))
-            for i in range(len(batch.request.events))
-        ]
-        return pb.PublishStreamResponse(results=results, epoch=self._log.epoch)
+        return stream_answer(appended, batch.faults, self._log.epoch)
 
     # -- for both
 
@@ -351,13 +343,9 @@ class Publishing:
             )
 
     def _count(self, appended: Sequence[Appended]) -> None:
-        duplicates = sum(one.duplicate for one in appended)
+        duplicates = duplicates_of(appended)
         self.statistics.duplicate_events += duplicates
         self.statistics.published_events += len(appended) - duplicates
-
-
-def _result(appended: Appended) -> pb.PublishResult:
-    return pb.PublishResult(sequence=appended.sequence, duplicate=appended.duplicate)
 
 
 def _hear(task: asyncio.Task[Any]) -> None:

@@ -42,12 +42,12 @@ class QuotaStatistics:
     """Put out of the full table while they were ahead of their rate: they began anew."""
 
 
-def claims_of(events: Iterable[Event], sizes: Iterable[int]) -> Sequence[Claim]:
-    """One for each source."""
+def claims_of(events: Iterable[Event]) -> Sequence[Claim]:
+    """One for each source, over the encoded sizes of its events."""
     found: dict[str, Claim] = {}
-    for event, size in zip(events, sizes, strict=True):
+    for event in events:
         _, count, total = found.get(event.source, ("", 0, 0))
-        found[event.source] = Claim(event.source, count + 1, total + size)
+        found[event.source] = Claim(event.source, count + 1, total + event.ByteSize())
     return list(found.values())
 
 

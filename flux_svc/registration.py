@@ -20,7 +20,8 @@ SERVICES = (FLUX_SERVICE, CONSUMER_SERVICE)
 
 def add_flux(servicer: FluxServicer, consuming: Consuming) -> Callable[[grpc.aio.Server], None]:
     """Registers FluxService. The generated registration cannot: it encodes every response, and here
-    responses with events are joined from frames that were encoded when they were stored."""
+    responses with events are joined from frames that were encoded when they were stored, and those
+    of publish streams written by hand."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Publish": grpc.unary_unary_rpc_method_handler(
             servicer.Publish,
@@ -30,7 +31,7 @@ def add_flux(servicer: FluxServicer, consuming: Consuming) -> Callable[[grpc.aio
         "PublishStream": grpc.stream_stream_rpc_method_handler(
             servicer.PublishStream,
             request_deserializer=pb.PublishStreamRequest.FromString,
-            response_serializer=pb.PublishStreamResponse.SerializeToString,
+            response_serializer=None,
         ),
         "Subscribe": grpc.unary_stream_rpc_method_handler(
             servicer.Subscribe,

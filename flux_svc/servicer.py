@@ -31,8 +31,8 @@ _MAX_ANSWER_BYTES = 7 * 2**20
 
 
 class FluxServicer:
-    """Handlers by the names of the RPCs. Those that return events return encoded messages: frames
-    are encoded once and joined (`registration.py` says which)."""
+    """Handlers by the names of the RPCs. Those that return many things return encoded messages:
+    frames are encoded once and joined (`registration.py` says which)."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class FluxServicer:
 
     async def PublishStream(
         self, requests: AsyncIterator[pb.PublishStreamRequest], context: Context
-    ) -> AsyncIterator[pb.PublishStreamResponse]:
+    ) -> AsyncIterator[bytes]:
         async with aclosing(self._publishing.publish_stream(requests)) as responses:
             async for response in responses:
                 yield response

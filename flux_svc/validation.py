@@ -20,9 +20,9 @@ from aither_sdk.event_rules import (
     MAX_BATCH_BYTES,
     MAX_BATCH_EVENTS,
     MAX_EVENT_BYTES,
-    check_event,
     event_violations,
     is_instant,
+    is_plain,
 )
 from aither_sdk.subjects import filter_violations, subject_fault
 
@@ -42,39 +42,56 @@ class EventRules:
         self.max_hops = max_hops
         self._clock = clock or SystemClock()
 
-    def check_batch(self, events: Sequence[Event]) -> list[int]:
-        """Encoded sizes of the events. Raises for the whole batch: InvalidArgument with all
-        violations, ResourceExhausted for size, FailedPrecondition for hops and expiry."""
-        sizes = self.check_size(events)
-        violations = [v for i, event in enumerate(events) for v in _violations(event, i, sizes[i])]
+    def check_batch(self, events: Sequence[Event], size: int) -> None:
+        """Raises for the whole batch, `size` being the encoded size of its request: InvalidArgument
+        with all violations, ResourceExhausted for size, FailedPrecondition for hops and expiry."""
+        self.check_size(events, size)
+        doubtful = self._doubtful(events, size)
+        violations = [v for i in doubtful for v in _violations(events[i], i)]
         if violations:
             raise InvalidArgument.of(violations)
-        for i, event in enumerate(events):
-            error = self._state_fault(event, i)
+        for i in doubtful:
+            error = self._state_fault(events[i], i)
             if error is not None:
                 raise error
-        return sizes
 
-    def check_size(self, events: Sequence[Event]) -> list[int]:
-        """Encoded sizes of the events. Raises for what no splitting into single events can mend."""
+    def check_size(self, events: Sequence[Event], size: int) -> None:
+        """Raises for what no splitting into single events can mend."""
         if not events:
             told = f"empty; send 1..{MAX_BATCH_EVENTS} events"
             raise InvalidArgument.of([FieldViolation("events", told)])
         if len(events) > MAX_BATCH_EVENTS:
             told = f"{len(events)} events; a batch has {MAX_BATCH_EVENTS} at most, send several"
             raise InvalidArgument.of([FieldViolation("events", told)])
-        sizes = [event.ByteSize() for event in events]
-        if sum(sizes) > MAX_BATCH_BYTES:
+        if size > MAX_BATCH_BYTES and (exact := sum(event.ByteSize() for event in events)) > (
+            MAX_BATCH_BYTES
+        ):
             raise ResourceExhausted(
-                f"a batch of {sum(sizes)} bytes; {MAX_BATCH_BYTES} at most, send several",
+                f"a batch of {exact} bytes; {MAX_BATCH_BYTES} at most, send several",
                 reason="BATCH_TOO_LARGE",
             )
-        return sizes
 
-    def fault(self, event: Event, index: int, size: int) -> AitherError | None:
-        """What is wrong with one event alone, or None."""
-        violations = _violations(event, index, size)
-        return InvalidArgument.of(violations) if violations else self._state_fault(event, index)
+    def faults(self, events: Sequence[Event], size: int) -> dict[int, AitherError]:
+        """What is wrong with single events of a request of this encoded size, by their index."""
+        found: dict[int, AitherError] = {}
+        for i in self._doubtful(events, size):
+            violations = _violations(events[i], i)
+            fault = InvalidArgument.of(violations) if violations else None
+            if error := fault or self._state_fault(events[i], i):
+                found[i] = error
+        return found
+
+    def _doubtful(self, events: Sequence[Event], size: int) -> list[int]:
+        """Which events need a closer look: hardly ever one."""
+        max_hops = self.max_hops
+        found = [
+            i for i, event in enumerate(events) if event.hops > max_hops or not is_plain(event)
+        ]
+        # In a request that is no larger than one event may be, no event is too large.
+        if size > MAX_EVENT_BYTES:
+            large = {i for i, event in enumerate(events) if event.ByteSize() > MAX_EVENT_BYTES}
+            found = sorted(large.union(found))
+        return found
 
     def too_deep(self, events: Iterable[Event]) -> list[Event]:
         """Those that stand deeper in a chain of causes than the limit."""
@@ -122,18 +139,13 @@ def check_expected(request: pb.PublishRequest) -> None:
         raise InvalidArgument.of(found)
 
 
-def _violations(event: Event, index: int, size: int) -> list[FieldViolation]:
-    try:
-        check_event(event)
-    except InvalidArgument:
-        found = event_violations(event, f"events[{index}]")
-    else:
-        if size <= MAX_EVENT_BYTES:
-            return []
-        found = []
+def _violations(event: Event, index: int) -> list[FieldViolation]:
+    name = f"events[{index}]"
+    found = event_violations(event, name)
+    size = event.ByteSize()
     if size > MAX_EVENT_BYTES:
         told = f"{size} bytes encoded; an event has {MAX_EVENT_BYTES} at most"
-        found.append(FieldViolation(f"events[{index}]", told))
+        found.append(FieldViolation(name, told))
     return found
 
 

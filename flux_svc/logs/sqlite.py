@@ -130,7 +130,7 @@ class SqliteLog:
     ) -> list[Appended]:
         self._check_open()
         drafts = draft(events, self._clock.time_ns())
-        size = sum(len(one.body) for one in drafts)
+        size = sum([len(one.body) for one in drafts])
         fsync = durability != DURABILITY_MEMORY
         answer: asyncio.Future[list[Appended]] = self._loop.create_future()
         job = AppendJob(drafts, size, fsync, expected, succession or Succession(), answer)

@@ -20,7 +20,7 @@ import structlog
 
 from aither_sdk.clock import Clock
 from aither_sdk.errors import AitherError, Internal
-from flux_svc.frames import Record, checksum
+from flux_svc.frames import Record, bytes_of, checksum, newest_of
 from flux_svc.logs.faults import is_io_error, log_closed, log_unsettled, sqlite_fault
 from flux_svc.logs.sqlite_file import BUSY_TIMEOUT_S, OpenedFile, check_newest
 from flux_svc.logs.sqlite_jobs import (
@@ -192,7 +192,7 @@ class GroupWriter:
         fsync: bool,
     ) -> None:
         """One transaction. Without `fsync` it outlives the process but perhaps not the machine."""
-        size = sum(len(record.frame) for record in records)
+        size = bytes_of(records)
         last_sequence = self._sequencer.staged_last
         stream = replace(
             self._stream,
@@ -229,7 +229,7 @@ class GroupWriter:
             )
             self._insert(
                 "INSERT INTO subjects (subject, last_sequence)",
-                list({record.subject: record.sequence for record in records}.items()),
+                list(newest_of(records).items()),
                 "ON CONFLICT (subject) DO UPDATE SET last_sequence = excluded.last_sequence",
             )
             if expiries:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from flux_svc.frames import bytes_of, newest_of
 from flux_svc.logs.base import CommitListener, LogInfo, Matches, Newest, Record
 
 logger = structlog.get_logger()
@@ -33,11 +34,8 @@ class Tail:
             return
         self.last_sequence = records[-1].sequence
         self.events += len(records)
-        subjects, size = self.subjects, 0
-        for sequence, _recorded_ns, subject, _source, frame in records:
-            subjects[subject] = sequence
-            size += len(frame)
-        self.bytes += size
+        self.subjects.update(newest_of(records))
+        self.bytes += bytes_of(records)
         for listener in self.listeners:
             try:
                 listener(records)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,10 @@ async def failure_of(
     raise AssertionError("it did not fail")
 
 
+def results_of(answer: bytes) -> Sequence[pb.PublishResult]:
+    return pb.PublishStreamResponse.FromString(answer).results
+
+
 async def stored(log: EventLog) -> list[str]:
     return [event_of(frame).id for frame in (await log.read(0, max_events=4096)).frames]
 
@@ -98,7 +102,7 @@ async def test_a_full_write_queue_slows_a_stream_and_keeps_its_order(tmp_path: P
 
     async def follow() -> int:
         async with aclosing(publishing.publish_stream(requests())) as answers:
-            return sum([len(answer.results) async for answer in answers])
+            return sum([len(results_of(answer)) async for answer in answers])
 
     with house.stalled():
         following = asyncio.create_task(follow())

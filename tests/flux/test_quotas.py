@@ -74,8 +74,10 @@ def test_bytes_are_counted_beside_events_and_the_longer_wait_is_told() -> None:
 
 def test_a_batch_of_two_clients_is_taken_whole_or_not_at_all() -> None:
     quotas = Quotas(events=Rate(1, 10), now_ns=Time())
-    both = claims_of([event(source="a"), event(source="b"), event(source="a")], [1, 2, 3])
-    assert both == [Claim("a", 2, 4), Claim("b", 1, 2)]
+    events = [event(source="a"), event(source="b"), event(source="a")]
+    both = claims_of(events)
+    sizes = [one.ByteSize() for one in events]
+    assert both == [Claim("a", 2, sizes[0] + sizes[2]), Claim("b", 1, sizes[1])]
     quotas.take(claim("b", 10))
     assert refused(quotas, list(both)).metadata["client"] == "b"
     quotas.take(claim("a", 10))  # nothing was taken from it
