@@ -51,7 +51,7 @@ def _results(
 
 
 def _run(first: int, count: int) -> bytes:
-    """`results` of consecutive sequences from 128 on: 0.02 us an event, by protobuf 0.5.
+    """`results` of consecutive sequences from 128 on: 0.1 us an event, by protobuf 1.1.
 
     Of 128 of them only the low byte differs, so they are those bytes, joined by all the rest.
     """
