@@ -254,7 +254,8 @@ def _time(text: str) -> datetime:
 def _tell_count(count: int, done: str, sequences: list[int] | None) -> None:
     if sequences and count < len(set(sequences)):
         missing = len(set(sequences)) - count
-        typer.echo(f"{done} {count}; {missing} of those you named are not parked")
+        are = "is" if missing == 1 else "are"
+        typer.echo(f"{done} {count}; {missing} of those you named {are} not parked")
     else:
         typer.echo(f"{done} {count}")
 

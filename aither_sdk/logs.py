@@ -23,6 +23,8 @@ _TRACEBACKS = structlog.processors.ExceptionRenderer(
     # Local variables hold keys and payloads; they stay out of the log.
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 )
+_PLAIN = structlog.dev.plain_traceback
+"""The console's own choice, rich, shows local variables, too."""
 
 
 def configure_logs(service: str, *, level: str = "info", log_format: str = "auto") -> None:
@@ -46,7 +48,7 @@ def configure_logs(service: str, *, level: str = "info", log_format: str = "auto
         _add_trace,
     ]
     renderer: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_PLAIN)]
         if console
         else [_TRACEBACKS, structlog.processors.JSONRenderer()]
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from aither_sdk import Subscriber, fields_of, load_settings
@@ -36,4 +37,5 @@ def keep(**kept: object) -> None:
     fresh.replace(KEPT)
 
 
-asyncio.run(main())
+with suppress(KeyboardInterrupt):  # Ctrl-C is the way out
+    asyncio.run(main())

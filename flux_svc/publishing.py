@@ -19,7 +19,7 @@ from flux_svc.logs.base import Ability, Appended, EventLog, Expected, Succession
 from flux_svc.loop_guard import LoopGuard
 from flux_svc.publish_spans import batch_span, describe
 from flux_svc.quotas import Claim, Quotas, claims_of
-from flux_svc.validation import EventRules, check_expected
+from flux_svc.validation import EventRules, check_durability, check_expected
 
 PIPELINED_BATCHES = 32
 """Batches of one stream between arrival and answer. What is beyond waits in the client's flow
@@ -137,6 +137,7 @@ class Publishing:
 
     async def _publish(self, request: pb.PublishRequest) -> Sequence[Appended]:
         events = list(request.events)  # once: the field makes its objects anew at each look
+        check_durability(request.durability)
         expected = self._expected(request)
         try:
             self._rules.check_batch(events, request.ByteSize())
@@ -243,6 +244,7 @@ class Publishing:
     def _checked(self, request: pb.PublishStreamRequest, size: int) -> _Batch:
         events = list(request.events)  # once: the field makes its objects anew at each look
         try:
+            check_durability(request.durability)
             self._rules.check_size(events, size)
         except AitherError as error:
             return _Batch(request, (), {}, error=error)

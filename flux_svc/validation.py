@@ -122,6 +122,14 @@ class EventRules:
         return moment.seconds * 1_000_000_000 + moment.nanos <= self._clock.time_ns()
 
 
+def check_durability(durability: int) -> None:
+    """Raises InvalidArgument for one that is not known here: storing less safely than was asked
+    for would be a promise that nobody gave."""
+    if durability not in pb.Durability.values():
+        told = f"{durability} is none of {', '.join(pb.Durability.keys())}"
+        raise InvalidArgument.of([FieldViolation("durability", told)])
+
+
 def check_expected(request: pb.PublishRequest) -> None:
     """Raises InvalidArgument for expectations that are wrong whatever the log holds."""
     subjects = request.expected_subject_sequences
@@ -190,6 +198,9 @@ def check_read(request: pb.ReadRequest) -> None:
     if request.max_bytes > MAX_READ_BYTES:
         told = f"{request.max_bytes}; use 1..{MAX_READ_BYTES}"
         found.append(FieldViolation("max_bytes", told))
+    if request.direction not in pb.ReadDirection.values():
+        told = f"{request.direction} is none of {', '.join(pb.ReadDirection.keys())}"
+        found.append(FieldViolation("direction", told))
     if found:
         raise InvalidArgument.of(found)
 

@@ -269,7 +269,8 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
 
 def _not_ours(path: Path) -> FailedPrecondition:
     return FailedPrecondition(
-        f"{path} is not a log of Flux; move it away, or name another data_dir",
+        f"{path} is not a log of Flux, or its first page is damaged; restore a backup, or move it "
+        "away, or name another data_dir",
         reason="NOT_A_LOG",
         metadata={"path": str(path)},
     )

@@ -61,10 +61,8 @@ def _verify(asked: argparse.Namespace) -> int:
         return WELL
     if found.damaged:
         _say("damaged: " + _ranges(found.damaged))
-    _say(
-        f"{found.count} things are wrong; stop Flux, then restore a backup or run `aither flux "
-        "repair`"
-    )
+    wrong = "1 thing is" if found.count == 1 else f"{found.count} things are"
+    _say(f"{wrong} wrong; stop Flux, then restore a backup or run `aither flux repair`")
     return NOT_WELL
 
 

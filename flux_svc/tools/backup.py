@@ -60,9 +60,10 @@ def back_up(folder: Path, target: Path, progress: Progress = lambda _done, _all:
         epoch = _rename_epoch(building, names)
         found = verify(building)
         if found.count:
+            more = f" (and {found.count - 1} more)" if found.count > 1 else ""
             raise DataLoss(
-                f"the log in {folder} is damaged, so its copy was not kept: {found.told[0]} (and "
-                f"{found.count - 1} more); see `aither flux verify` and `aither flux repair`",
+                f"the log in {folder} is damaged, so its copy was not kept: {found.told[0]}{more}; "
+                "see `aither flux verify` and `aither flux repair`",
                 reason="DAMAGED_LOG",
             )
         for name in names:

@@ -61,7 +61,10 @@ def verify(folder: Path, progress: Progress = lambda _done, _all: None) -> Findi
     with closing(connect(path, read_only=True)) as connection:
         try:
             if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                raise FailedPrecondition(f"{path} is not a log of Flux", reason="NOT_A_LOG")
+                raise FailedPrecondition(
+                    f"{path} is not a log of Flux; name the folder of one with --data-dir",
+                    reason="NOT_A_LOG",
+                )
             version = version_of(connection)
             if version != SCHEMA_VERSION:
                 found.left_out = f"it has schema {version}, this version knows {SCHEMA_VERSION}"

@@ -81,7 +81,7 @@ def test_parked_events_are_listed_replayed_and_deleted(
     assert out.count("1 delivery: no such customer") == 3
     assert f"#{first} aside.a t" in out
     assert run(["consumers", "replay", "aside", str(first), "9999", "--flux", flux.address]) == 0
-    assert capsys.readouterr().out == "replayed 1; 1 of those you named are not parked\n"
+    assert capsys.readouterr().out == "replayed 1; 1 of those you named is not parked\n"
     assert run(["consumers", "delete-parked", "aside", "--flux", flux.address]) == 2
     assert "say which" in capsys.readouterr().err
     arguments = ["consumers", "delete-parked", "aside", "--flux", flux.address]

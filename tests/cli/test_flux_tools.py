@@ -52,7 +52,7 @@ async def test_a_log_is_backed_up_damaged_verified_and_repaired(tmp_path: Path) 
         file.commit()
     code, said = _aither("verify", "--data-dir", live)
     assert (code, "event 5: its checksum is wrong" in said) == (1, True), said
-    assert "damaged: 5\n" in said
+    assert "damaged: 5\n1 thing is wrong" in said
     code, said = _aither("repair", "--data-dir", live)
     assert (code, "taken out: 5\n" in said) == (0, True), said
     code, said = _aither("verify", "--data-dir", live)

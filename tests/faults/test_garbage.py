@@ -108,6 +108,8 @@ async def test_every_fault_of_a_subscription_is_told_at_once(stub: Any) -> None:
     }
     both = await refusal(stub.Read(pb.ReadRequest(filters=["a..b"], max_events=9999)))
     assert {violation.field for violation in both.violations} == {"filters[0]", "max_events"}
+    sideways = await refusal(stub.Read(pb.ReadRequest(direction=7)))  # type: ignore[arg-type]
+    assert [violation.field for violation in sideways.violations] == ["direction"]
 
 
 @pytest.mark.parametrize("sequence", [2**63, 2**64 - 1])

@@ -91,6 +91,7 @@ async def test_every_limit_of_an_event_is_told_with_its_field(
     [
         (pb.PublishRequest(), "events"),
         (pb.PublishRequest(events=events(4097)), "events"),
+        (pb.PublishRequest(events=[event()], durability=9), "durability"),  # type: ignore[arg-type]
         (
             pb.PublishRequest(events=[event()], expected_subject_sequences={"a..b": 1}),
             'expected_subject_sequences["a..b"]',
@@ -109,6 +110,20 @@ async def test_every_limit_of_a_request_is_told_with_its_field(
     error = await error_of(flux.stub.Publish(request_))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert [violation.field for violation in error.violations] == [field]
+    assert flux.log.info().last_sequence == 0
+
+
+async def test_a_safety_that_is_not_known_ends_a_stream_instead_of_being_made_less(
+    flux: FluxServer,
+) -> None:
+    request = pb.PublishStreamRequest(events=[event()], durability=9)  # type: ignore[arg-type]
+
+    async def publish() -> None:
+        async for _answer in flux.stub.PublishStream(iter([request])):
+            raise AssertionError("it was answered")
+
+    error = await error_of(publish())
+    assert [violation.field for violation in error.violations] == ["durability"]
     assert flux.log.info().last_sequence == 0
 
 

@@ -121,7 +121,9 @@ class ConsumerState(_message.Message):
     acknowledged_events: _builtins.int
     """Acknowledged since the group was made."""
     missed_events: _builtins.int
-    """Gone from the log before they were delivered: trimmed, expired or unreadable."""
+    """Gone from the log before they were delivered: trimmed, expired or unreadable. Matching or not,
+    where nobody knows any more what they were.
+    """
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConsumerMember]:
         """Members that are connected."""

@@ -30,7 +30,7 @@ class _Durability:
 class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
-    """The log's default: FSYNC for sqlite, MEMORY for memory."""
+    """The log's default: FSYNC for sqlite, MEMORY for memory, what nats-server does for jetstream."""
     DURABILITY_MEMORY: _Durability.ValueType  # 1
     """In the memory of Flux: lost if the process or machine dies within the next moments."""
     DURABILITY_FSYNC: _Durability.ValueType  # 2
@@ -40,7 +40,7 @@ class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
     """How safe an event must be before its publisher is answered."""
 
 DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
-"""The log's default: FSYNC for sqlite, MEMORY for memory."""
+"""The log's default: FSYNC for sqlite, MEMORY for memory, what nats-server does for jetstream."""
 DURABILITY_MEMORY: Durability.ValueType  # 1
 """In the memory of Flux: lost if the process or machine dies within the next moments."""
 DURABILITY_FSYNC: Durability.ValueType  # 2
@@ -276,7 +276,9 @@ class PublishRequest(_message.Message):
     EXPECTED_LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     EXPECTED_SUBJECT_SEQUENCES_FIELD_NUMBER: _builtins.int
     durability: Global___Durability.ValueType
-    """How safe before the answer. Unset: the log's default."""
+    """How safe before the answer. Unset: the log's default. FAILED_PRECONDITION with reason
+    DURABILITY_UNSUPPORTED where the log cannot promise it.
+    """
     expected_last_sequence: _builtins.int
     """If set, append only when the newest sequence of the whole log is exactly this (0: log empty);
     otherwise FAILED_PRECONDITION with reason WRONG_LAST_SEQUENCE and the actual one in the
@@ -383,7 +385,9 @@ class PublishStreamRequest(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
     durability: Global___Durability.ValueType
-    """How safe before the answer. Unset: the log's default."""
+    """How safe before the answer. Unset: the log's default. FAILED_PRECONDITION with reason
+    DURABILITY_UNSUPPORTED where the log cannot promise it.
+    """
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
         """1..4096 events, 4 MiB encoded in all, 1 MiB each. Order is kept."""
@@ -1600,7 +1604,9 @@ class SubscriptionInfo(_message.Message):
     position_sequence: _builtins.int
     """Everything up to this was sent or did not match."""
     lag_events: _builtins.int
-    """Events the log has after that, matching or not."""
+    """Events the log has after that, matching or not. A position moves over what does not match with
+    the next delivery or heartbeat: when LIVE, nothing that matches waits.
+    """
     state: Global___SubscriptionState.ValueType
     """How it is doing."""
     delivered_events: _builtins.int

@@ -94,9 +94,9 @@ class FluxServiceServicer:
         stored again and returns its first sequence.
         INVALID_ARGUMENT: a field is wrong, nothing was stored. FAILED_PRECONDITION with reason
         HOPS_EXCEEDED: a feedback loop; WRONG_LAST_SEQUENCE: an expectation is wrong; EXPIRED: too late.
-        RESOURCE_EXHAUSTED: the write queue or the disk is full, the source is over its quota
-        (QUOTA_EXCEEDED, with the time to wait), or the batch is too large. UNAVAILABLE: shutting down, or
-        the disk failed; repeat with the same ids.
+        RESOURCE_EXHAUSTED: the write queue, the log (LOG_FULL) or the disk is full, the source is over
+        its quota (QUOTA_EXCEEDED, with the time to wait), or the batch is too large. UNAVAILABLE: shutting
+        down, or the disk failed; repeat with the same ids.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,7 +142,9 @@ class FluxServiceServicer:
         The first request must carry `open`, the first response carries `opened`; after that the client
         sends credit, ack, nack and extend, and Flux sends deliveries. An event neither acknowledged
         nor extended within its deadline is delivered again. Ends with OK when the client half-closes;
-        unacknowledged events return to the group.
+        unacknowledged events return to the group. NOT_FOUND: no such group, or it was deleted.
+        FAILED_PRECONDITION with reason EPOCH_MISMATCH: the group stands in a log that is gone; seek or
+        delete it. RESOURCE_EXHAUSTED with reason TOO_MANY_MEMBERS. UNAVAILABLE: Flux drains; join again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

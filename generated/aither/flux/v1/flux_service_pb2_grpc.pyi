@@ -30,9 +30,9 @@ class FluxServiceStub:
     stored again and returns its first sequence.
     INVALID_ARGUMENT: a field is wrong, nothing was stored. FAILED_PRECONDITION with reason
     HOPS_EXCEEDED: a feedback loop; WRONG_LAST_SEQUENCE: an expectation is wrong; EXPIRED: too late.
-    RESOURCE_EXHAUSTED: the write queue or the disk is full, the source is over its quota
-    (QUOTA_EXCEEDED, with the time to wait), or the batch is too large. UNAVAILABLE: shutting down, or
-    the disk failed; repeat with the same ids.
+    RESOURCE_EXHAUSTED: the write queue, the log (LOG_FULL) or the disk is full, the source is over
+    its quota (QUOTA_EXCEEDED, with the time to wait), or the batch is too large. UNAVAILABLE: shutting
+    down, or the disk failed; repeat with the same ids.
     """
     PublishStream: _aio.StreamStreamMultiCallable[_flux_service_pb2.PublishStreamRequest, _flux_service_pb2.PublishStreamResponse]
     """Appends many batches over one stream, pipelined: send on without waiting, answers come back in
@@ -66,7 +66,9 @@ class FluxServiceStub:
     The first request must carry `open`, the first response carries `opened`; after that the client
     sends credit, ack, nack and extend, and Flux sends deliveries. An event neither acknowledged
     nor extended within its deadline is delivered again. Ends with OK when the client half-closes;
-    unacknowledged events return to the group.
+    unacknowledged events return to the group. NOT_FOUND: no such group, or it was deleted.
+    FAILED_PRECONDITION with reason EPOCH_MISMATCH: the group stands in a log that is gone; seek or
+    delete it. RESOURCE_EXHAUSTED with reason TOO_MANY_MEMBERS. UNAVAILABLE: Flux drains; join again.
     """
     Read: _aio.UnaryUnaryMultiCallable[_flux_service_pb2.ReadRequest, _flux_service_pb2.ReadResponse]
     """Reads a bounded piece of the log, forward or backward, and returns.
@@ -108,9 +110,9 @@ class FluxServiceServicer(metaclass=_abc_1.ABCMeta):
         stored again and returns its first sequence.
         INVALID_ARGUMENT: a field is wrong, nothing was stored. FAILED_PRECONDITION with reason
         HOPS_EXCEEDED: a feedback loop; WRONG_LAST_SEQUENCE: an expectation is wrong; EXPIRED: too late.
-        RESOURCE_EXHAUSTED: the write queue or the disk is full, the source is over its quota
-        (QUOTA_EXCEEDED, with the time to wait), or the batch is too large. UNAVAILABLE: shutting down, or
-        the disk failed; repeat with the same ids.
+        RESOURCE_EXHAUSTED: the write queue, the log (LOG_FULL) or the disk is full, the source is over
+        its quota (QUOTA_EXCEEDED, with the time to wait), or the batch is too large. UNAVAILABLE: shutting
+        down, or the disk failed; repeat with the same ids.
         """
 
     @_abc_1.abstractmethod
@@ -162,7 +164,9 @@ class FluxServiceServicer(metaclass=_abc_1.ABCMeta):
         The first request must carry `open`, the first response carries `opened`; after that the client
         sends credit, ack, nack and extend, and Flux sends deliveries. An event neither acknowledged
         nor extended within its deadline is delivered again. Ends with OK when the client half-closes;
-        unacknowledged events return to the group.
+        unacknowledged events return to the group. NOT_FOUND: no such group, or it was deleted.
+        FAILED_PRECONDITION with reason EPOCH_MISMATCH: the group stands in a log that is gone; seek or
+        delete it. RESOURCE_EXHAUSTED with reason TOO_MANY_MEMBERS. UNAVAILABLE: Flux drains; join again.
         """
 
     @_abc_1.abstractmethod
