@@ -122,9 +122,9 @@ class LocalGroup:
         self._wake.set()
         return joined
 
-    def leave(self, seat: Seat) -> None:
+    def leave(self, seat: Seat, *, broken: bool = False) -> None:
         if self._members.pop(seat, None) is not None:
-            self.core.leave(seat, self.clock.monotonic())
+            self.core.leave(seat, self.clock.monotonic(), broken=broken)
             self._wake.set()
 
     def state(self, *, members: bool = True) -> ConsumerState:
@@ -158,8 +158,11 @@ class LocalGroup:
 
     # Commands: done between two turns
 
-    async def update(self, settings: Consumer) -> None:
-        async def work() -> None:
+    async def update(self, change: Callable[[Consumer], Consumer]) -> Consumer:
+        """`change` gets the settings as they are in its turn: what another one took stays."""
+
+        async def work() -> Consumer:
+            settings = change(self.settings)
             encoded = settings.SerializeToString(deterministic=True)
             header = replace(self.core.header(), settings=encoded)
             await self._store.write(Change(self.name, header=header, durable=True))
@@ -167,8 +170,9 @@ class LocalGroup:
             self.core.change(encoded, rules_of(settings), filters_changed=others)
             self.settings = settings
             self._filters = FilterSet(settings.filters)
+            return settings
 
-        await self._do(work)
+        return await self._do(work)
 
     async def seek(self, position: int) -> int:
         async def work() -> int:
@@ -254,7 +258,8 @@ class LocalGroup:
         if now_s < self._blocked_until_s:
             return self._blocked_until_s - now_s
         busy = False
-        if not self._closing:
+        # In another log its numbers mean other events.
+        if not self._closing and self.core.epoch == self._log.epoch:
             busy = await self._fetch()
             busy = await self._read() or busy
             busy = await self._park() or busy
@@ -282,6 +287,9 @@ class LocalGroup:
         self._stored_s = self.clock.monotonic()
         self.core.tell_leadership()
         self._carry_news()
+        if self.core.draining:  # meanwhile: nobody hears of a delivery any more
+            self.core.revert(leases)
+            return
         going = self.core.confirm(leases, self._stored_s)
         deadline_ns = self.clock.time_ns() + int(self.core.rules.ack_deadline_s * _NS)
         for lease in going:
