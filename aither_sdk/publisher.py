@@ -335,6 +335,8 @@ class Publisher:
                 late.append(entry)
         for entry in late:
             self._time_out(entry)
+        if late:
+            self._after_leaving()  # who gave up before the door may have kept others out
         self._stream.break_when_silent(now_s)
         self._watch = None
         if not self._buffer.empty:

@@ -222,16 +222,19 @@ class Worker:
                 await asyncio.wait(self._handlers.tasks, timeout=self._drain_timeout_s)
             await self._cancel_handlers()
             if self._stream.connected:
+                self._resign()  # before the half-close, by which Flux hands the place over
                 self._stream.finish()
                 await asyncio.wait({self._tasks[0]}, timeout=_GOODBYE_S)
         finally:
             left = {*self._tasks, *self._handlers.tasks}
             for task in left:
                 task.cancel()
-            await asyncio.wait(left)
-            self._lose_leadership("closed")
-            self._end(None)
-            await self._dialler.aclose()
+            try:
+                await asyncio.wait(left)
+            finally:
+                self._resign()
+                self._end(None)
+                await self._dialler.aclose()
 
     # -- how it stands
 
@@ -289,9 +292,11 @@ class Worker:
     def heard(self, response: ConsumeResponse) -> None:
         """One message, in its order."""
         now_s = self._clock.monotonic()
+        control = response.WhichOneof("control")
         self._leases.heard(now_s)
-        self._leadership.heard(now_s)
-        match response.WhichOneof("control"):
+        if control in ("opened", "progress"):
+            self._leases.proved(self._leadership.answered())
+        match control:
             case "opened":
                 self._opened(response.opened.epoch)
             case "lease_lost":
@@ -299,14 +304,7 @@ class Worker:
             case "refused":
                 self._refused(response.refused)
             case "leadership":
-                was, epoch = self._leadership.active, self._leadership.epoch
-                if was and (
-                    not response.leadership.active or response.leadership.leader_epoch != epoch
-                ):
-                    self._lose_leadership("Flux gave it to another member")
-                self._leadership.told(response.leadership)
-                if self._leadership.active and not (was and self._leadership.epoch == epoch):
-                    self._tell_leadership(True)
+                self._led(response.leadership)
             case "closing":
                 _log.info("worker.closing", consumer=self.consumer, reason=response.closing.reason)
         for delivery in response.deliveries:
@@ -316,7 +314,7 @@ class Worker:
         """Empties the outbox."""
         outbox, self._outbox = self._outbox, Outbox()
         now_s = self._clock.monotonic()
-        if outbox:
+        if outbox.heartbeat:
             self._leadership.sent(now_s)
         outbox.acks = [lease for lease in outbox.acks if not lease.lost]
         for lease in outbox.acks:
@@ -449,12 +447,15 @@ class Worker:
             self._tell_leadership(True)
 
     def _lose_leadership(self, reason: str) -> None:
-        if not self._leadership.active:
-            return
-        self._leadership.give_up()
-        self._lose(tuple(self._leases), f"leadership is lost: {reason}")
-        _log.warning("worker.leadership_lost", consumer=self.consumer, reason=reason)
-        self._tell_leadership(False)
+        if self._leadership.active:
+            self._resign()
+            self._lose(tuple(self._leases), f"leadership is lost: {reason}")
+            _log.warning("worker.leadership_lost", consumer=self.consumer, reason=reason)
+
+    def _resign(self) -> None:
+        if self._leadership.active:
+            self._leadership.give_up()
+            self._tell_leadership(False)
 
     def _tell_leadership(self, active: bool) -> None:
         self._change(leading=active)

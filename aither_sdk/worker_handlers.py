@@ -7,6 +7,7 @@ import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
+from functools import partial
 
 import structlog
 from opentelemetry import context as otel_context
@@ -22,6 +23,7 @@ from aither_sdk.worker_verdicts import ACK, Park, Retry, Verdict, judge
 _log = structlog.get_logger()
 
 Handler = Callable[[Event], Awaitable[object]]
+Handling = asyncio.Task[Verdict]
 Ended = Callable[[Lease, Verdict | None], None]
 """Told once of each lease whose handler began; None: it was cancelled and there is no verdict."""
 
@@ -56,7 +58,7 @@ class Handlers:
         self._max_handling_s = max_handling_s
         self._ended = ended
         self._waiting: deque[Lease] = deque()
-        self._tasks: dict[Lease, asyncio.Task[None]] = {}
+        self._tasks: dict[Lease, Handling] = {}
         self._context: contextvars.Context | None = None
 
     def open(self) -> None:
@@ -65,7 +67,7 @@ class Handlers:
         self._context.run(otel_context.attach, otel_context.Context())
 
     @property
-    def tasks(self) -> set[asyncio.Task[None]]:
+    def tasks(self) -> set[Handling]:
         return set(self._tasks.values())
 
     @property
@@ -92,11 +94,14 @@ class Handlers:
         while self._waiting and self.running < self._concurrency and not self.closing:
             lease = self._waiting.popleft()
             lease.begun_s = now_s
-            self._tasks[lease] = asyncio.get_running_loop().create_task(
+            task = asyncio.get_running_loop().create_task(
                 self._handle(lease, self._still_ending(lease)),
                 name=f"worker {self._consumer} #{lease.sequence}",
                 context=self._context.copy(),
             )
+            self._tasks[lease] = task
+            # Not in the task: one that is cancelled before its first step never runs.
+            task.add_done_callback(partial(self._has_ended, lease))
 
     def drop_waiting(self) -> list[Lease]:
         """Those that have not begun, and now never will."""
@@ -129,27 +134,27 @@ class Handlers:
 
     # -- one of them
 
-    def _still_ending(self, lease: Lease) -> asyncio.Task[None] | None:
+    def _still_ending(self, lease: Lease) -> Handling | None:
         """The handler of the same event that was cancelled and has not ended."""
         same = (task for other, task in self._tasks.items() if other.sequence == lease.sequence)
         return next(same, None)
 
-    async def _handle(self, lease: Lease, before: asyncio.Task[None] | None) -> None:
+    async def _handle(self, lease: Lease, before: Handling | None) -> Verdict:
+        if before is not None:
+            await asyncio.wait({before})  # never two handlers of one event in one worker
+        return await self._judged(lease)
+
+    def _has_ended(self, lease: Lease, task: Handling) -> None:
+        del self._tasks[lease]
         verdict: Verdict | None = None
-        try:
-            if before is not None:
-                await asyncio.wait({before})  # never two handlers of one event in one worker
-            verdict = await self._judged(lease)
-        except asyncio.CancelledError:
-            if lease.overdue:
-                told = f"its handler took longer than {self._max_handling_s:g} s"
-                verdict = Verdict("retry", reason=told)
-            elif not lease.lost and not self.closing:
-                verdict = Verdict("retry", reason="its handler was cancelled")
-            raise
-        finally:
-            self._tasks.pop(lease, None)
-            self._ended(lease, verdict)
+        if not task.cancelled():
+            verdict = task.result()
+        elif lease.overdue:
+            told = f"its handler took longer than {self._max_handling_s:g} s"
+            verdict = Verdict("retry", reason=told)
+        elif not lease.lost and not self.closing:
+            verdict = Verdict("retry", reason="its handler was cancelled")
+        self._ended(lease, verdict)
 
     async def _judged(self, lease: Lease) -> Verdict:
         assert self._handler is not None

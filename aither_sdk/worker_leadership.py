@@ -12,7 +12,7 @@ from aither_sdk.spans import seconds_of
 @dataclass(slots=True)
 class Leadership:
     """Flux counts the lease from the arrival of the member's last message, the member from when it
-    sent the last one that something was heard after: never later. So whatever stops this process
+    sent the last one that was answered: never later. So whatever stops this process
     or cuts it off, its leadership has ended here before another member can be told of its own.
     """
 
@@ -22,18 +22,24 @@ class Leadership:
     _active: bool = False
     _ends_s: float = 0.0
     _sent_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
-    """When the messages were sent that nothing has been heard after."""
+    """When the heartbeats were sent that are not answered."""
     _proved_s: float = 0.0
+    _told_here: bool = False
+    """Whether the present stream has said who leads. Before, nothing on it renews what was held on
+    the one before."""
 
     def sent(self, now_s: float) -> None:
-        """A message that renews the lease is on its way."""
+        """A heartbeat is on its way; it will be answered."""
         self._sent_s.append(now_s)
 
-    def heard(self, now_s: float) -> None:
-        """Something came: what was sent before has arrived."""
-        while self._sent_s and self._sent_s[0] < now_s:
+    def answered(self) -> float:
+        """An answer came, to the oldest that had none: tells when that was sent. Everything sent
+        before has arrived; what was sent since may not have."""
+        if self._sent_s:
             self._proved_s = self._sent_s.popleft()
-        self._ends_s = max(self._ends_s, self._proved_s + self.lease_s)
+        if self._told_here:
+            self._ends_s = max(self._ends_s, self._proved_s + self.lease_s)
+        return self._proved_s
 
     def told(self, told: Told) -> None:
         """Flux says who leads."""
@@ -43,7 +49,7 @@ class Leadership:
         if told.active:
             self.epoch = told.leader_epoch
             self._ends_s = self._proved_s + self.lease_s
-        self._active = told.active
+        self._active, self._told_here = told.active, True
 
     def give_up(self) -> None:
         """It is over until Flux says otherwise."""
@@ -52,6 +58,7 @@ class Leadership:
     def opened(self, now_s: float) -> None:
         """Another stream: what was sent on the one before may never have arrived."""
         self._sent_s.clear()
+        self._told_here = False
         self.sent(now_s)
 
     @property

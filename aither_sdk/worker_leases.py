@@ -1,7 +1,7 @@
 """What a worker has in hand: which lease ends when, what must be renewed, what came again. Pure.
 
-A lease is only as long as Flux can be known to agree: a renewal counts once something was heard
-after it was sent. A heartbeat goes with every renewal, because Flux answers it at once.
+A lease is only as long as Flux can be known to agree: a renewal counts once the heartbeat that went
+with it is answered. Anything else that is heard may have been on its way before it was sent.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Leases:
     """Sent, and not yet known to have arrived."""
     _done: dict[int, _Done] = field(default_factory=dict)
     """Handled on a stream that broke; kept for one ack deadline."""
-    _heard_s: float = 0.0
+    _proved_s: float = 0.0
 
     def __len__(self) -> int:
         return len(self._held)
@@ -159,9 +159,12 @@ class Leases:
 
     def heard(self, now_s: float) -> None:
         """Something came on the stream."""
-        self._heard_s = now_s
         while self._acked and self._acked[0].at_s < now_s - _ACK_DOUBT_S:
             self._acked.popleft()
+
+    def proved(self, sent_s: float) -> None:
+        """What was sent up to then has arrived."""
+        self._proved_s = sent_s
 
     # -- acks and breaks
 
@@ -192,7 +195,7 @@ class Leases:
     # -- within
 
     def _ends_s(self, lease: Lease) -> float:
-        return lease.ends_s if self._heard_s > lease.sent_s else lease.proved_s
+        return lease.ends_s if self._proved_s >= lease.sent_s else lease.proved_s
 
     def _lasts_s(self, delivery: Delivery, now_ns: int) -> float:
         # The wall clock of Flux may be wrong here. It may make a lease shorter, never longer: the

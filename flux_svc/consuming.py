@@ -29,6 +29,8 @@ OPEN_TIMEOUT_S = 10.0
 """For the first message of a stream."""
 FAREWELL_S = 1.0
 """After `closing` the member may still say what it has done."""
+BREAK_S = 0.05
+"""A half-close is one when the call has not ended after this."""
 MAX_MEMBER_BYTES = 128
 MAX_REASON_BYTES = 1024
 MAX_ACK_IDS = 10_000
@@ -69,14 +71,14 @@ class Consuming:
             opening = await _opening(said)
             name = opening.member or context.peer()
             member = await self._groups.join(opening.consumer, name)
+            stream = _Stream(member, said, self._heartbeat_s)
             try:
-                stream = _Stream(member, said, self._heartbeat_s)
                 member.credit(opening.credit.events, opening.credit.bytes)
                 async with aclosing(stream.run()) as messages:
                     async for message in messages:
                         yield message
             finally:
-                await member.leave()
+                await member.leave(broken=not stream.in_order)
         finally:
             self._streams -= 1
 
@@ -89,6 +91,8 @@ class _Stream:
         self._requests = requests
         self._heartbeat_s = heartbeat_s
         self._answers: asyncio.Queue[bytes] = asyncio.Queue(REFUSALS)
+        self.in_order = False
+        """Whether it ended so that the member knows: by its half-close, or with a last message."""
 
     async def run(self) -> AsyncGenerator[bytes, None]:
         opened = self._member.opened
@@ -113,16 +117,25 @@ class _Stream:
                     yield _encoded(progress=pb.Progress(sequence=self._member.checkpoint))
                 if answer in done:
                     yield answer.result()
-                    answer = asyncio.create_task(self._answers.get())
+                    answer = asyncio.create_task(self._answers.get(), name=answer.get_name())
                 if news in done:
                     told = news.result()
                     yield _encoded_news(told)
                     if isinstance(told, pb.Closing):
                         await asyncio.wait((listening,), timeout=FAREWELL_S)
+                        self.in_order = True
                         break
-                    news = asyncio.create_task(self._member.receive())
+                    news = asyncio.create_task(self._member.receive(), name=news.get_name())
             if listening.done():
                 listening.result()  # what was wrong with a request ends the stream
+                if not answer.cancel():  # it has one already
+                    yield answer.result()
+                while not self._answers.empty():
+                    yield self._answers.get_nowait()
+                if opened.leader_epoch:
+                    # A broken connection reads like a half-close, and cancels the call at once.
+                    await asyncio.sleep(BREAK_S)
+                self.in_order = True
         finally:
             tasks = (listening, answer, news)
             for task in tasks:

@@ -1,20 +1,26 @@
 """What has arrived from publishers and is not answered yet: counted over all of them, and bounded.
 
 The log's queue bounds what waits for the disk. This bounds what stands before it: batches that
-publish streams have read ahead, and calls of Publish that wait for their answer. However slow the
-disk and however many the publishers, their memory here is at most MAX_BYTES, MAX_CALLS, and one
-batch for each stream that was just reading when the bound was met.
+publish streams have read ahead, those that wait for their quota, and calls of Publish that wait for
+their answer. However slow the disk and however many the publishers, their memory here is at most
+MAX_BYTES, MAX_HELD_BYTES, MAX_CALLS, and one batch for each stream that was just reading when the
+bound was met.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aither_sdk.errors import ResourceExhausted
 
 MAX_BYTES = 64 * 2**20
 """Of memory for batches of publish streams, half of it events. Streams read on when half of them
 are answered. At 60 k events/s of 200 bytes it is 3 s of work."""
+MAX_HELD_BYTES = 64 * 2**20
+"""Of batches that wait for their quota. They are counted apart, so that who is slowed does not slow
+the others; with more of them the next that would have to wait is refused and comes again."""
 MAX_CALLS = 4096
 """Of Publish at once; about 25 KB of gRPC's memory each."""
 _EVENT_BYTES = 256
@@ -30,10 +36,18 @@ def weight(events: int, size: int) -> int:
 class Intake:
     """Owned by the loop."""
 
-    def __init__(self, *, max_bytes: int = MAX_BYTES, max_calls: int = MAX_CALLS) -> None:
+    def __init__(
+        self,
+        *,
+        max_bytes: int = MAX_BYTES,
+        max_held_bytes: int = MAX_HELD_BYTES,
+        max_calls: int = MAX_CALLS,
+    ) -> None:
         self._max_bytes = max_bytes
+        self._max_held_bytes = max_held_bytes
         self._max_calls = max_calls
         self._bytes = 0
+        self._held_bytes = 0
         self._calls = 0
         self._room = asyncio.Event()
         self._room.set()
@@ -67,6 +81,24 @@ class Intake:
         self._bytes -= batch_bytes
         if self._bytes <= self._max_bytes // 2:
             self._room.set()
+
+    @contextmanager
+    def held(self, batch_bytes: int, wait_s: float) -> Iterator[None]:
+        """While a batch that was read waits for its quota. Raises ResourceExhausted when too many
+        do already."""
+        if self._held_bytes and self._held_bytes + batch_bytes > self._max_held_bytes:
+            raise ResourceExhausted(
+                f"{self._held_bytes} bytes of batches wait for their quotas already; wait, then "
+                "repeat with the same ids, open fewer streams, or raise flux.quotas",
+                reason="QUOTA_EXCEEDED",
+                metadata={"held_bytes": str(self._held_bytes)},
+                retry_after_s=wait_s,
+            )
+        self._held_bytes += batch_bytes
+        try:
+            yield
+        finally:
+            self._held_bytes -= batch_bytes
 
     def enter(self) -> None:
         """A call of Publish. Raises ResourceExhausted when too many wait already."""

@@ -229,8 +229,8 @@ class Publishing:
                 size = request.ByteSize()
                 batch = self._checked(request, size)
                 # Not counted while it waits for its quota: who is slowed must not slow the others.
-                await self._pace(batch)
                 heavy = weight(len(request.events), size)
+                await self._pace(batch, heavy)
                 self.intake.take(heavy)
                 answer = loop.create_task(self._answer(batch, stream), name="flux:publish")
                 answer.add_done_callback(partial(self._answered, heavy))
@@ -257,7 +257,7 @@ class Publishing:
         claims = claims_of(good) if self.quotas.limited else ()
         return _Batch(request, good, faults, claims)
 
-    async def _pace(self, batch: _Batch) -> None:
+    async def _pace(self, batch: _Batch, heavy: int) -> None:
         """Waits until the quotas have room for the batch: its stream is not read meanwhile."""
         if not batch.claims:
             return
@@ -266,12 +266,16 @@ class Publishing:
         except AitherError as error:
             batch.error, batch.claims = error, ()
             return
-        if wait_s:
-            try:
+        if not wait_s:
+            return
+        try:
+            with self.intake.held(heavy, wait_s):
                 await asyncio.sleep(wait_s)
-            except asyncio.CancelledError:
-                self.quotas.give_back(batch.claims)
-                raise
+        except AitherError as error:
+            batch.error = error
+        except asyncio.CancelledError:
+            self.quotas.give_back(batch.claims)
+            raise
 
     async def _answer(self, batch: _Batch, stream: _Stream) -> bytes:
         try:

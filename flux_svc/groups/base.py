@@ -139,9 +139,10 @@ class Member(Protocol):
         """The group's position as far as this node knows, for heartbeats."""
         ...
 
-    async def leave(self) -> None:
-        """Returns what the member had to the group at once; an active one hands over. Safe to call
-        again, and safe to cancel: the leaving goes on."""
+    async def leave(self, *, broken: bool = False) -> None:
+        """Returns what the member had to the group at once; an active one hands over, or, when its
+        connection is `broken` and it may not know, keeps its place empty for the rest of its lease.
+        Safe to call again, and safe to cancel: the leaving goes on."""
         ...
 
 

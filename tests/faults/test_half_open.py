@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from aither.flux.v1 import flux_service_pb2 as pb
+from aither_sdk.consumers import new_consumer
 from aither_sdk.publisher import Publisher
 from aither_sdk.subscriber import EARLIEST, Subscriber
+from aither_sdk.worker import Worker
 from tests.faults.history import Recorder, verify
 from tests.faults.proxy import proxy
 from tests.faults.recording_clients import HEARTBEAT_S, follow, read_stored, stream_info
@@ -75,6 +77,27 @@ async def test_the_sdk_leaves_a_half_open_connection_and_goes_on(tmp_path: Path)
             await publisher.publish("half.open", id="1")
             async with asyncio.timeout(SILENCE_S + KEEPALIVE_S + 5):
                 assert (await anext(subscriber)).id == "1"
+
+
+async def test_a_leader_on_a_half_open_connection_has_given_up_before_another_leads(
+    tmp_path: Path,
+) -> None:
+    leaders = new_consumer("leaders", ["half.>"], exclusive=True, lease_s=1.0)
+    with running("flux_svc", tmp_path) as flux:
+        async with (
+            proxy(free_ports(1)[0], flux.address) as wire,
+            Worker(wire.address, leaders, None, member="cut off") as cut_off,
+            asyncio.timeout(20),
+        ):
+            while not cut_off.leading:
+                await asyncio.sleep(0.01)
+            async with Worker(flux.address, leaders, None, member="heir") as heir:
+                await heir.until_started()
+                assert wire.freeze() >= 1
+                while not heir.leading:
+                    await asyncio.sleep(0.01)
+                assert not cut_off.leading
+                assert heir.leader_epoch > cut_off.leader_epoch
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from aither_sdk.channels import open_channel
 from flux_svc.logs.memory import MemoryLog
 from tests.conformance.log_house import events
 from tests.faults.recording_clients import stream_info
-from tests.flux.served import served
+from tests.flux.flux_server import serving
 from tests.processes import ServiceProcess, running
 
 STREAMS, CONNECTIONS = 10_000, 300
@@ -81,7 +81,7 @@ def measured(process: psutil.Process) -> tuple[int, int, int]:
 
 
 async def test_no_view_waiter_task_or_subscription_outlives_its_subscriber() -> None:
-    async with served(MemoryLog()) as flux:
+    async with serving(MemoryLog()) as flux:
         await in_groups(flux.stub, AT_ONCE)
         before = len(asyncio.all_tasks())
         for number in range(10):

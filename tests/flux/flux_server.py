@@ -37,6 +37,7 @@ class FluxServer:
     address: str
     stub: Any
     log: EventLog
+    hub: Hub
     publishing: Publishing
     guard: LoopGuard
 
@@ -49,12 +50,14 @@ async def serving(
     clock: Clock | None = None,
     intake: Intake | None = None,
     max_streams: int = 4096,
+    max_subscriptions: int = 10_000,
+    ring_events: int = 4096,
     max_log_bytes: int | None = None,
     max_hops: int = 8,
     telemetry: bool = False,
 ) -> AsyncIterator[FluxServer]:
     """Serves `log` while the block lasts; the log stays open."""
-    hub = Hub(log.info().last_sequence, max_events=4096, max_bytes=2**20)
+    hub = Hub(log.info().last_sequence, max_events=ring_events, max_bytes=2**20)
     log.on_commit(hub.commit)
     async with LoopGuard(log, max_hops=max_hops) as guard:
         publishing = Publishing(
@@ -66,7 +69,7 @@ async def serving(
             max_streams=max_streams,
             max_log_bytes=max_log_bytes,
         )
-        servicer = FluxServicer(log, hub, publishing, Audience(1000))
+        servicer = FluxServicer(log, hub, publishing, Audience(max_subscriptions))
         # Not `open_server`: its address may not be dialled by the process that serves it.
         interceptors: list[Any] = [ErrorInterceptor(), *([TelemetryInterceptor()] * telemetry)]
         server = grpc.aio.server(
@@ -80,7 +83,7 @@ async def serving(
         try:
             async with open_channel(address) as channel:
                 stub = flux_service_pb2_grpc.FluxServiceStub(channel)
-                yield FluxServer(address, stub, log, publishing, guard)
+                yield FluxServer(address, stub, log, hub, publishing, guard)
         finally:
             hub.close()
             publishing.close()

@@ -246,6 +246,24 @@ async def test_a_publisher_that_leaves_while_it_is_slowed_gets_its_quota_back() 
         assert flux.publishing.intake.bytes == 0
 
 
+async def test_batches_that_wait_for_their_quota_take_no_memory_without_end() -> None:
+    quotas = Quotas(events=Rate(1, 100), now_ns=lambda: 10**15)
+    async with serving(MemoryLog(), quotas=quotas, intake=Intake(max_held_bytes=1)) as flux:
+        held, refused = flux.stub.PublishStream(), flux.stub.PublishStream()
+        for count in (100, 60):
+            await held.write(pb.PublishStreamRequest(events=events(count)))
+        async with asyncio.timeout(10):
+            while not quotas.statistics.slowed_batches:
+                await asyncio.sleep(0.01)
+            await refused.write(pb.PublishStreamRequest(events=events(10)))
+            error = await error_of(refused.read())
+        assert error.reason == "QUOTA_EXCEEDED"
+        assert error.retry_after_s == pytest.approx(70)
+        error = await error_of(flux.stub.Publish(pb.PublishRequest(events=[event()])))
+        assert error.retry_after_s == pytest.approx(61)  # what was refused was given back
+        held.cancel()
+
+
 async def test_a_publisher_of_the_sdk_is_slowed_and_hears_of_no_error() -> None:
     quotas = Quotas(events=Rate(2000, 0.5))
     async with serving(MemoryLog(), quotas=quotas) as flux:

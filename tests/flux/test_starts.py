@@ -14,9 +14,9 @@ from aither_sdk.rpc_status import from_rpc_error
 from flux_svc.logs.memory import MemoryLog
 from tests.clock import FakeClock
 from tests.conformance.log_house import event, events
+from tests.flux.flux_server import FluxServer, serving
 from tests.flux.holed_log import HoledLog
 from tests.flux.house import in_short
-from tests.flux.served import Served, served
 
 
 @pytest.fixture
@@ -25,17 +25,17 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-async def flux(clock: FakeClock) -> AsyncIterator[Served]:
+async def flux(clock: FakeClock) -> AsyncIterator[FluxServer]:
     """Twenty events of which the first ten are gone; one every second."""
     log = MemoryLog(max_events=10, clock=clock)
-    async with served(log) as it:
+    async with serving(log) as it:
         for _ in range(20):
             clock.advance(1)
             await log.append([event("a")])
         yield it
 
 
-async def begin(flux: Served, until: str = "caught_up", **asked: Any) -> list[str]:
+async def begin(flux: FluxServer, until: str = "caught_up", **asked: Any) -> list[str]:
     """What comes first, in short, up to a control."""
     told: list[str] = []
     call = flux.stub.Subscribe(pb.SubscribeRequest(**asked), timeout=20)
@@ -47,7 +47,7 @@ async def begin(flux: Served, until: str = "caught_up", **asked: Any) -> list[st
     raise AssertionError(f"it ended without {until}: {told}")
 
 
-async def refused(flux: Served, **asked: Any) -> Any:
+async def refused(flux: FluxServer, **asked: Any) -> Any:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await flux.stub.Subscribe(pb.SubscribeRequest(**asked), timeout=20).read()
     return from_rpc_error(caught.value)
@@ -56,12 +56,12 @@ async def refused(flux: Served, **asked: Any) -> Any:
 HELD = [str(n) for n in range(11, 21)]
 
 
-async def test_the_earliest_is_what_is_held_and_no_gap(flux: Served) -> None:
+async def test_the_earliest_is_what_is_held_and_no_gap(flux: FluxServer) -> None:
     assert await begin(flux, earliest=pb.StartEarliest()) == ["started", *HELD, "caught_up"]
 
 
 @pytest.mark.parametrize("with_epoch", [True, False])
-async def test_zero_is_before_the_first_event_of_all(flux: Served, with_epoch: bool) -> None:
+async def test_zero_is_before_the_first_event_of_all(flux: FluxServer, with_epoch: bool) -> None:
     """What is gone since is told: somebody left there, and it may be they."""
     epoch = flux.log.epoch if with_epoch else ""
     told = await begin(flux, after_sequence=0, resume_epoch=epoch)
@@ -69,7 +69,7 @@ async def test_zero_is_before_the_first_event_of_all(flux: Served, with_epoch: b
 
 
 async def test_a_time_finds_the_first_event_recorded_then_or_later(
-    flux: Served, clock: FakeClock
+    flux: FluxServer, clock: FakeClock
 ) -> None:
     def ago(seconds: float) -> Timestamp:
         at = Timestamp()
@@ -85,7 +85,9 @@ async def test_a_time_finds_the_first_event_recorded_then_or_later(
     assert await begin(flux, at_time=ago(-60)) == ["started", "caught_up"]
 
 
-async def test_a_time_is_found_where_the_clock_jumped_back(flux: Served, clock: FakeClock) -> None:
+async def test_a_time_is_found_where_the_clock_jumped_back(
+    flux: FluxServer, clock: FakeClock
+) -> None:
     at = Timestamp()
     at.FromNanoseconds(clock.time_ns())
     clock.jump_wall(-3600)
@@ -94,7 +96,7 @@ async def test_a_time_is_found_where_the_clock_jumped_back(flux: Served, clock: 
     assert await begin(flux, at_time=at) == ["started", "20", "21", "caught_up"]
 
 
-async def test_another_epoch_is_refused_wherever_one_begins(flux: Served) -> None:
+async def test_another_epoch_is_refused_wherever_one_begins(flux: FluxServer) -> None:
     for start in ({"after_sequence": 15}, {"new": pb.StartNew()}, {}):
         error = await refused(flux, resume_epoch="another", **start)
         assert (error.code, error.reason) == (
@@ -104,12 +106,12 @@ async def test_another_epoch_is_refused_wherever_one_begins(flux: Served) -> Non
         assert error.metadata["epoch"] == flux.log.epoch
 
 
-async def test_a_position_beyond_the_end_is_refused(flux: Served) -> None:
+async def test_a_position_beyond_the_end_is_refused(flux: FluxServer) -> None:
     error = await refused(flux, after_sequence=21, resume_epoch=flux.log.epoch)
     assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "BEYOND_END")
 
 
-async def test_excluded_sources_are_left_out_of_snapshot_log_and_memory(flux: Served) -> None:
+async def test_excluded_sources_are_left_out_of_snapshot_log_and_memory(flux: FluxServer) -> None:
     await flux.log.append([event("a", source="me"), event("b", source="you")])
     asked = {"exclude_sources": ["me"], "last_per_subject": pb.StartLastPerSubject()}
     assert await begin(flux, "snapshot_end", **asked) == ["started", "22", "snapshot_end"]
@@ -124,7 +126,7 @@ async def test_excluded_sources_are_left_out_of_snapshot_log_and_memory(flux: Se
 
 
 async def test_one_too_many_is_refused_with_a_time_to_wait() -> None:
-    async with served(MemoryLog(), max_subscriptions=1) as flux:
+    async with serving(MemoryLog(), max_subscriptions=1) as flux:
         first = flux.stub.Subscribe(pb.SubscribeRequest(), timeout=20)
         await first.read()
         error = await refused(flux)
@@ -135,7 +137,7 @@ async def test_one_too_many_is_refused_with_a_time_to_wait() -> None:
 
 async def test_damage_is_told_with_its_sequence_and_ends_reading_alike() -> None:
     log = HoledLog()
-    async with served(log) as flux:
+    async with serving(log) as flux:
         await log.append(events(5))
         log.damaged = {3}
         call = flux.stub.Subscribe(pb.SubscribeRequest(earliest=pb.StartEarliest()), timeout=20)
@@ -157,7 +159,7 @@ async def refused_read(call: Any) -> Any:
     return from_rpc_error(caught.value)
 
 
-async def test_the_info_tells_policies_filters_and_what_was_missed(flux: Served) -> None:
+async def test_the_info_tells_policies_filters_and_what_was_missed(flux: FluxServer) -> None:
     filters = [f"a{n:02}" for n in range(20)]
     call = flux.stub.Subscribe(
         pb.SubscribeRequest(

@@ -520,3 +520,17 @@ async def test_defect_within_fails_what_is_pending_and_the_publisher_goes_on(
             with pytest.raises(Internal, match="the publisher failed"):
                 await publisher.publish("a.b", id="one")
         assert (await publisher.publish("a.b", id="one")).sequence == 1
+
+
+async def test_who_waited_behind_one_that_gave_up_comes_in(flux: FluxStub) -> None:
+    async with Publisher(
+        flux.address, source="me", buffer_bytes=2_000, ack_timeout_s=0.4, close_timeout_s=0
+    ) as publisher:
+        await stuffed(flux, publisher, 1)
+        large = asyncio.create_task(publisher.publish("a.large", {"x": "y" * 1_900}))
+        await asyncio.sleep(0.2)
+        small = asyncio.create_task(publisher.publish("a.small"))
+        with pytest.raises(ResourceExhausted):
+            await large
+        with pytest.raises(DeadlineExceeded):  # it was let in, and only Flux is late
+            await small

@@ -33,7 +33,7 @@ def test_lease_is_renewed_at_a_third_and_ends_when_nothing_was_heard() -> None:
     assert lease.ends_s == 140.0  # if the renewal arrives
     assert leases.ended(129.9) == []
     assert leases.ended(130.0) == [lease]  # nothing was heard since it was sent
-    leases.heard(130.0)
+    leases.proved(130.0)
     assert leases.ended(139.9) == []
 
 
@@ -41,7 +41,7 @@ def test_renewal_that_something_was_heard_after_holds_over_a_break() -> None:
     leases = Leases(30.0)
     lease = taken(leases, 100.0, delivery(1, "a"))
     leases.due(110.0)
-    leases.heard(111.0)
+    leases.proved(111.0)
     leases.due(120.0)
     leases.broken()
     assert lease.ends_s == 140.0
@@ -99,12 +99,12 @@ def told(active: bool, epoch: int = 1) -> Told:
 def test_leader_leads_for_a_lease_after_the_last_message_that_was_surely_heard() -> None:
     leadership = Leadership(10.0)
     leadership.opened(100.0)
-    leadership.heard(100.1)
+    leadership.answered()
     leadership.told(told(True))
     assert leadership.holds(109.9)
     leadership.sent(103.0)
     assert not leadership.holds(110.0)  # nothing was heard after that heartbeat
-    leadership.heard(103.1)
+    leadership.answered()
     assert leadership.holds(112.9)
     assert not leadership.holds(113.0)
 
@@ -112,18 +112,40 @@ def test_leader_leads_for_a_lease_after_the_last_message_that_was_surely_heard()
 def test_stopped_leader_does_not_lead_when_it_goes_on() -> None:
     leadership = Leadership(10.0)
     leadership.opened(100.0)
-    leadership.heard(100.1)
+    leadership.answered()
     leadership.told(told(True))
     leadership.sent(103.0)
     # Stopped for 30 s; then the answer of before the stop is read first.
-    leadership.heard(133.0)
+    leadership.answered()
     assert not leadership.holds(133.0)
+
+
+def test_an_answer_proves_one_heartbeat_and_none_that_was_sent_since() -> None:
+    leadership = Leadership(10.0)
+    leadership.opened(100.0)
+    leadership.answered()
+    leadership.told(told(True))
+    leadership.sent(103.0)
+    leadership.sent(112.0)  # it was stopped between; the answer to 103 lies unread
+    leadership.answered()
+    assert leadership.holds(112.9)
+    assert not leadership.holds(113.0)
+
+
+def test_another_stream_renews_nothing_that_was_held_on_the_one_before() -> None:
+    leadership = Leadership(10.0)
+    leadership.opened(100.0)
+    leadership.answered()
+    leadership.told(told(True))
+    leadership.opened(105.0)
+    leadership.answered()
+    assert not leadership.holds(110.0)
 
 
 def test_leadership_that_is_told_late_is_not_taken_up() -> None:
     leadership = Leadership(10.0)
     leadership.opened(100.0)
-    leadership.heard(100.1)
-    leadership.heard(130.0)
+    leadership.answered()
+    leadership.answered()
     leadership.told(told(True))  # said at about 100, read at 130
     assert not leadership.holds(130.0)

@@ -68,6 +68,11 @@ class GroupCore:
         """In the order in which they may lead."""
         self.active: Seat | None = None
         self.draining = False
+        self._vacant_from_s: float | None = None
+        """Until then somebody who cannot be asked may still take himself for the leader: one whose
+        stream broke, or whose Flux this process replaces. Nobody leads before."""
+        if rules.exclusive and header.leader_epoch:
+            self._vacant_from_s = now_s + rules.lease_s
         self._nonce = nonce
         self._leases = 0
         self._turn = 0
@@ -140,8 +145,10 @@ class GroupCore:
 
     def next_s(self) -> float:
         """When time alone will change something; infinite: never."""
-        active = self.active
-        lease_s = float("inf") if active is None else active.heard_s + self.rules.lease_s
+        if self.active is not None:
+            lease_s = self.active.heard_s + self.rules.lease_s
+        else:
+            lease_s = float("inf") if self._vacant_from_s is None else self._vacant_from_s
         return min(self._retries.next_s, self._deadlines.next_s, lease_s)
 
     # Members
@@ -150,17 +157,20 @@ class GroupCore:
         self.seats.append(seat)
         self._elect(seat.heard_s)
 
-    def leave(self, seat: Seat, now_s: float) -> None:
-        """Its deliveries return at once, each having cost an attempt."""
+    def leave(self, seat: Seat, now_s: float, *, broken: bool = False) -> None:
+        """Its deliveries return at once, each having cost an attempt. `broken`: it may not know
+        that it is gone, so its leadership, if it has it, lasts as long as its lease."""
         if seat.gone:
             return
         seat.gone = True
         self.seats.remove(seat)
         for entry in list(seat.leased.values()):
-            entry.crashed = True
+            entry.crashed = entry.deadline_s != float("inf")
             self._take_back(entry, now_s, f'member "{seat.name}" went away with it', tell=False)
         if self.active is seat:
             self.active = None
+            if broken:
+                self._vacant_from_s = seat.heard_s + self.rules.lease_s
         self._elect(now_s)
 
     def heard(self, seat: Seat, now_s: float) -> None:
@@ -245,6 +255,9 @@ class GroupCore:
         active = self.active
         if active is not None and now_s >= active.heard_s + self.rules.lease_s:
             self._demote(active, now_s)
+            self._elect(now_s)
+        if self._vacant_from_s is not None and now_s >= self._vacant_from_s:
+            self._vacant_from_s = None
             self._elect(now_s)
         for entry in self._deadlines.overdue(now_s):
             wait_s = self.rules.backoff_s(entry.attempts)
@@ -598,6 +611,8 @@ class GroupCore:
     def _elect(self, now_s: float) -> None:
         """The first who was heard of lately leads; its lease begins now."""
         if not self.rules.exclusive or self.active is not None or self.draining:
+            return
+        if self._vacant_from_s is not None and now_s < self._vacant_from_s:
             return
         awake = [seat for seat in self.seats if not seat.silenced]
         if not awake:

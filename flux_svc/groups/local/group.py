@@ -21,16 +21,15 @@ from aither.flux.v1.consumer_service_pb2 import Consumer, ConsumerMember, Consum
 from aither_sdk.clock import Clock
 from aither_sdk.errors import (
     AitherError,
-    DataLoss,
     FailedPrecondition,
     NotFound,
     ResourceExhausted,
     Unavailable,
 )
-from aither_sdk.subjects import FilterSet
 from flux_svc.groups.base import Delivery, Opened, Parked
 from flux_svc.groups.local.core import GroupCore
 from flux_svc.groups.local.member import LocalMember
+from flux_svc.groups.local.reading import Reading
 from flux_svc.groups.local.store import Change, GroupStore, PendingRow, Stored
 from flux_svc.groups.local.table import Lease, Seat
 from flux_svc.groups.settings import rules_of
@@ -43,8 +42,6 @@ acknowledged and not stored is bounded by what was out."""
 LAZY_STORE_S = 1.0
 """A position that moved over events that nobody wanted is stored as often as this."""
 LIST_BYTES = 4 * 2**20
-_FETCH_EVENTS = 16
-_FETCH_BYTES = 2**20
 _LEAST_REST_S = 0.002
 """Timers that lie this close together share a turn."""
 _NS = 1e9
@@ -69,7 +66,7 @@ class LocalGroup:
             now_s=clock.monotonic(),
             now_ns=clock.time_ns(),
         )
-        self._filters = FilterSet(self.settings.filters)
+        self._reading = Reading(name, self.core, log, store, self.settings.filters, clock)
         self._log = log
         self._store = store
         self._members: dict[Seat, LocalMember] = {}
@@ -122,9 +119,9 @@ class LocalGroup:
         self._wake.set()
         return joined
 
-    def leave(self, seat: Seat) -> None:
+    def leave(self, seat: Seat, *, broken: bool = False) -> None:
         if self._members.pop(seat, None) is not None:
-            self.core.leave(seat, self.clock.monotonic())
+            self.core.leave(seat, self.clock.monotonic(), broken=broken)
             self._wake.set()
 
     def state(self, *, members: bool = True) -> ConsumerState:
@@ -158,17 +155,21 @@ class LocalGroup:
 
     # Commands: done between two turns
 
-    async def update(self, settings: Consumer) -> None:
-        async def work() -> None:
+    async def update(self, change: Callable[[Consumer], Consumer]) -> Consumer:
+        """`change` gets the settings as they are in its turn: what another one took stays."""
+
+        async def work() -> Consumer:
+            settings = change(self.settings)
             encoded = settings.SerializeToString(deterministic=True)
             header = replace(self.core.header(), settings=encoded)
             await self._store.write(Change(self.name, header=header, durable=True))
             others = list(settings.filters) != list(self.settings.filters)
             self.core.change(encoded, rules_of(settings), filters_changed=others)
             self.settings = settings
-            self._filters = FilterSet(settings.filters)
+            self._reading.select(settings.filters)
+            return settings
 
-        await self._do(work)
+        return await self._do(work)
 
     async def seek(self, position: int) -> int:
         async def work() -> int:
@@ -254,9 +255,10 @@ class LocalGroup:
         if now_s < self._blocked_until_s:
             return self._blocked_until_s - now_s
         busy = False
-        if not self._closing:
-            busy = await self._fetch()
-            busy = await self._read() or busy
+        # In another log its numbers mean other events.
+        if not self._closing and self.core.epoch == self._log.epoch:
+            busy = await self._reading.again()
+            busy = await self._reading.ahead(self._end) or busy
             busy = await self._park() or busy
         leases = self.core.assign()
         lazily = self.core.may_store and (
@@ -282,67 +284,14 @@ class LocalGroup:
         self._stored_s = self.clock.monotonic()
         self.core.tell_leadership()
         self._carry_news()
+        if self.core.draining:  # meanwhile: nobody hears of a delivery any more
+            self.core.revert(leases)
+            return
         going = self.core.confirm(leases, self._stored_s)
         deadline_ns = self.clock.time_ns() + int(self.core.rules.ack_deadline_s * _NS)
         for lease in going:
             delivery = Delivery(lease.ack_id, lease.frame, lease.attempt, deadline_ns)
             self._members[lease.seat].deliver(delivery)
-
-    async def _read(self) -> bool:
-        """Reads ahead; answers whether there was something to read."""
-        core = self.core
-        events, size = core.room()
-        if not events or core.read_position >= self._end:
-            return False
-        try:
-            result = await self._log.read(
-                core.read_position,
-                matches=None if self._filters.matches_all else self._filters.matches,
-                max_events=events,
-                max_bytes=size,
-            )
-        except DataLoss as error:
-            sequence = _damaged(error)
-            if sequence <= core.read_position:
-                raise
-            logger.error("group.event_unreadable", group=self.name, sequence=sequence)
-            core.take((), (), sequence, missing=1)
-            return True
-        # Trimmed or taken out before the group came to them.
-        missing = max(0, result.first_sequence - 1 - core.read_position)
-        missing += sum(hole.events for hole in result.missing)
-        position = max(result.position, result.first_sequence - 1)
-        core.take(result.sequences, result.frames, position, missing)
-        return True
-
-    async def _fetch(self) -> bool:
-        """Frames of what is delivered again or parked."""
-        logged, replayed = self.core.wanted(self.clock.monotonic())
-        size = 0
-        for start in range(0, len(logged), _FETCH_EVENTS):
-            if size > _FETCH_BYTES:
-                break
-            piece = logged[start : start + _FETCH_EVENTS]
-            try:
-                result = await self._log.fetch(piece)
-            except DataLoss as error:
-                sequence = _damaged(error)
-                if sequence not in piece:
-                    raise
-                logger.error("group.event_unreadable", group=self.name, sequence=sequence)
-                self.core.supply(sequence, None)
-                break
-            found = dict(zip(result.sequences, result.frames, strict=True))
-            for sequence in piece:
-                self.core.supply(sequence, found.get(sequence))
-            size += len(result.payload)
-        if replayed:
-            copies = await self._store.parked(self.name, replayed, max_bytes=_FETCH_BYTES)
-            for one in copies:
-                self.core.supply(one.sequence, one.frame)
-            if not copies:
-                self.core.supply(replayed[0], None)
-        return bool(logged or replayed)
 
     async def _park(self) -> bool:
         entries = self.core.to_park()
@@ -471,9 +420,3 @@ def not_found(name: str) -> NotFound:
         f'there is no group "{name}"; create it with ConsumerService.CreateConsumer',
         reason="CONSUMER_NOT_FOUND",
     )
-
-
-def _damaged(error: DataLoss) -> int:
-    """The sequence of the event that cannot be read; 0: it is more than one event."""
-    told = error.metadata.get("sequence", "0")
-    return int(told) if told.isdecimal() else 0

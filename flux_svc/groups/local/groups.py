@@ -59,6 +59,11 @@ class LocalGroups:
         return frozenset(mine | {Ability.PERSISTENT} if self._store.persistent else mine)
 
     async def create(self, consumer: Consumer) -> Consumer:
+        # Shielded: a caller that goes away must leave no group on the disk alone, and must not let
+        # the name go while it is being given.
+        return await asyncio.shield(self._create(consumer))
+
+    async def _create(self, consumer: Consumer) -> Consumer:
         async with self._naming:
             present = self._groups.get(consumer.name)
             if present is not None:
@@ -80,18 +85,15 @@ class LocalGroups:
                 start = self._within(consumer.start_after_sequence, "start_after_sequence")
             settings = consumer.SerializeToString(deterministic=True)
             header = Header(settings, self._log.epoch, start)
-            # Shielded: a caller that goes away must not leave a group on the disk alone.
-            await asyncio.shield(self._create(consumer.name, header))
-            return self._groups[consumer.name].settings
+            await self._store.write(Change(consumer.name, header=header, durable=True))
+            return self._start(consumer.name, Stored(header, (), {})).settings
 
     async def update(self, consumer: Consumer, fields: Sequence[str]) -> Consumer:
         group = self._group(consumer.name)
-        await group.update(changed(group.settings, consumer, fields))
-        return group.settings
+        return await group.update(lambda present: changed(present, consumer, fields))
 
     async def delete(self, name: str) -> None:
-        async with self._naming:
-            await asyncio.shield(self._delete(self._group(name)))
+        await asyncio.shield(self._delete(name))
 
     async def get(self, name: str) -> tuple[Consumer, ConsumerState]:
         group = self._group(name)
@@ -153,19 +155,19 @@ class LocalGroups:
             await asyncio.gather(*tasks, return_exceptions=True)
         await self._store.close()
 
-    async def _create(self, name: str, header: Header) -> None:
-        await self._store.write(Change(name, header=header, durable=True))
-        self._start(name, Stored(header, (), {}))
+    async def _delete(self, name: str) -> None:
+        async with self._naming:
+            await self._group(name).delete()
+            del self._groups[name]
+            await self._tasks.pop(name)
 
-    async def _delete(self, group: LocalGroup) -> None:
-        await group.delete()
-        del self._groups[group.name]
-        await self._tasks.pop(group.name)
-
-    def _start(self, name: str, stored: Stored) -> None:
+    def _start(self, name: str, stored: Stored) -> LocalGroup:
         group = LocalGroup(name, stored, self._log, self._store, self._clock)
         self._groups[name] = group
         self._tasks[name] = asyncio.create_task(group.run(), name=f"flux:group:{name}")
+        if self._closing is not None:
+            group.finish()
+        return group
 
     async def _fitted(self, name: str, stored: Stored) -> Stored:
         """What was stored, within the log as it is. Events that were appended without fsync may be

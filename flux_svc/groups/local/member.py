@@ -86,8 +86,8 @@ class LocalMember:
             self._arrived.clear()
             await self._arrived.wait()
 
-    async def leave(self) -> None:
-        self._group.leave(self._seat)
+    async def leave(self, *, broken: bool = False) -> None:
+        self._group.leave(self._seat, broken=broken)
 
     # For the group
 

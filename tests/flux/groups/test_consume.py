@@ -115,9 +115,12 @@ class Consumer:
             if response.WhichOneof("control") == kind:
                 return getattr(response, kind)
 
+    async def half_close(self) -> None:
+        await self._call.done_writing()
+
     async def end(self) -> None:
         """Half-closes and waits for the end."""
-        await self._call.done_writing()
+        await self.half_close()
         await self._read_on()
 
     def cancel(self) -> None:
@@ -244,11 +247,44 @@ async def test_exclusive_members_hear_who_leads(bus: Bus) -> None:
     assert told.lease_duration.seconds == 10
     await second.begin()
     assert not (await second.control("leadership")).active
-    first.cancel()
+    await first.end()
     after = await second.control("leadership")
     assert after.active
     assert after.leader_epoch > told.leader_epoch
     assert [one.event.sequence for one in await second.deliveries(1)] == [1]
+
+
+async def test_a_leader_that_may_not_know_that_it_is_gone_keeps_its_place_for_its_lease(
+    bus: Bus,
+) -> None:
+    await bus.create(exclusive=True, lease_s=1)
+    first, second = Consumer(bus, member="first"), Consumer(bus, member="second")
+    await first.begin()
+    assert (await first.control("leadership")).active
+    await second.begin()
+    assert not (await second.control("leadership")).active
+    begun_s = asyncio.get_running_loop().time()
+    await first.say(heartbeat=pb.MemberHeartbeat())
+    await first.control("progress")
+    first.cancel()
+    told = None
+    while told is None:
+        await second.say(heartbeat=pb.MemberHeartbeat())
+        response = await second.next()
+        told = response.leadership if response.HasField("leadership") else None
+    assert told.active
+    assert asyncio.get_running_loop().time() - begun_s > 0.99
+
+
+async def test_what_was_refused_is_told_though_the_member_has_said_its_last(bus: Bus) -> None:
+    await bus.create()
+    consumer = Consumer(bus)
+    await consumer.begin()
+    for number in range(20):
+        await consumer.say(ack=pb.Ack(ack_ids=[f"{number}"]))
+    await consumer.half_close()
+    told = [(await consumer.control("refused")).ack_ids[0] for _ in range(20)]
+    assert told == [f"{number}" for number in range(20)]
 
 
 async def test_a_drain_is_told_and_what_is_done_by_then_still_counts(bus: Bus) -> None:

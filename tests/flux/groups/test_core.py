@@ -309,6 +309,32 @@ def test_replayed_events_begin_again_from_the_copy_that_was_parked() -> None:
     assert (house.core.checkpoint, house.core.missed) == (3, 0)
 
 
+def test_an_event_that_is_being_replayed_does_not_come_a_second_time_out_of_the_log() -> None:
+    house = CoreHouse(settings())
+    house.append(2)
+    seat = house.join(events=9)
+    one, two = house.turn()
+    nack(house, one, park=True)
+    ack_all(house, [two])
+    house.turn()
+    house.core.seek(0, "epoch")
+    house.read()
+    house.core.replay([1], house.now_s)
+    assert sequences(house.turn() + house.turn()) == [1, 2]
+    assert house.core.outstanding == len(seat.leased) == 2
+    assert house.core.retrying == 0
+
+
+def test_what_was_never_sent_did_not_crash_with_its_member() -> None:
+    house = CoreHouse(settings(max_deliveries=2))
+    house.append(1)
+    seat = house.join(events=9)
+    house.read()
+    (lease,) = house.core.assign()
+    house.core.leave(seat, house.now_s)
+    assert (lease.entry.attempts, lease.entry.crashed) == (0, False)
+
+
 def test_a_seek_takes_back_what_is_out_and_forgets_attempts() -> None:
     house = CoreHouse(settings())
     house.append(5)
@@ -413,9 +439,33 @@ def test_the_leader_epoch_survives_a_crash_and_rises() -> None:
     house.join("a")
     house.turn()
     house.crash()
-    house.join("b")
+    seat = house.join("b")
+    house.turn()
+    assert leadership(house) == [("b", False, 1)], (
+        "the one of before may still believe that it leads"
+    )
+    house.clock.advance(10)
+    house.core.heard(seat, house.now_s)
     house.turn()
     assert leadership(house) == [("b", True, 2)]
+
+
+def test_a_leader_whose_stream_broke_keeps_its_place_for_the_rest_of_its_lease() -> None:
+    house = CoreHouse(settings(exclusive=True, lease_s=10))
+    house.append(1)
+    broken, heir = house.join("broken", events=9), house.join("heir", events=9)
+    house.turn()
+    house.clock.advance(4)
+    house.core.heard(broken, house.now_s)
+    house.core.leave(broken, house.now_s, broken=True)
+    assert house.turn() == []
+    assert house.core.next_s() == house.now_s + 10
+    house.clock.advance(9.9)
+    house.core.heard(heir, house.now_s)
+    assert house.turn() == []
+    assert house.core.active is None
+    house.clock.advance(0.1)
+    assert [(one.seat, one.attempt) for one in house.turn()] == [(heir, 2)]
 
 
 def test_leadership_is_not_told_before_its_epoch_is_stored() -> None:

@@ -102,11 +102,11 @@ class GroupMachine(RuleBasedStateMachine):
             self.turn(4)
 
     @precondition(lambda self: self.seats)
-    @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), broken=st.booleans())
+    def leave(self, data: st.DataObject, broken: bool) -> None:
         seat = data.draw(st.sampled_from(self.seats))
         self.seats.remove(seat)
-        self.house.core.leave(seat, self.house.now_s)
+        self.house.core.leave(seat, self.house.now_s, broken=broken)
         self.settle()
 
     @precondition(lambda self: self.out)

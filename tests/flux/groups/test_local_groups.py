@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aither.flux.v1.flux_service_pb2 import NACK_ACTION_PARK
-from aither_sdk.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from aither_sdk.errors import AlreadyExists, DataLoss, FailedPrecondition, ResourceExhausted
 from flux_svc.groups.base import Parked
 from flux_svc.groups.local import group as group_module
 from flux_svc.groups.local.groups import LocalGroups
@@ -123,6 +123,85 @@ async def test_a_group_that_is_ahead_of_its_log_goes_back_to_its_end() -> None:
         assert sequences(await reader.deliveries(1)) == [2]
         await log.append(events(2))
         assert sequences(await reader.deliveries(2)) == [4, 5]
+
+
+async def test_a_group_of_another_log_parks_nothing_of_this_one() -> None:
+    log, store = MemoryLog(), MemoryStore()
+    await log.append(events(1))
+    settings = group(max_deliveries=1).SerializeToString()
+    row = PendingRow(1, 1, 0, False, "")
+    await store.write(Change("work", header=Header(settings, "of before", 1), pending=[row]))
+    async with over(log, store) as groups:
+        # Its task has had its turns when it has answered.
+        assert await groups.delete_parked("work", [7]) == 0
+        await asyncio.sleep(0)
+        assert await groups.delete_parked("work", [7]) == 0
+        assert await groups.list_parked("work", 0, 10) == []
+        await groups.seek("work", 0)
+        reader = await join(groups)
+        assert [one.attempt for one in await reader.deliveries(1)] == [1]
+
+
+class HeldStore(MemoryStore):
+    """A disk that takes its time while `go` is not set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+        self.go.set()
+        self.asked = asyncio.Event()
+
+    async def write(self, change: Change) -> None:
+        self.asked.set()
+        await self.go.wait()
+        await super().write(change)
+
+    async def held(self) -> None:
+        """Until the next write waits."""
+        async with asyncio.timeout(10):
+            await self.asked.wait()
+
+
+async def test_a_name_is_not_given_twice_when_the_first_to_ask_goes_away() -> None:
+    log, store = MemoryLog(), HeldStore()
+    async with over(log, store) as groups:
+        store.go.clear()
+        first = asyncio.create_task(groups.create(group(max_deliveries=2)))
+        await store.held()
+        first.cancel()
+        await asyncio.wait({first})
+        second = asyncio.create_task(groups.create(group(max_deliveries=3)))
+        await asyncio.sleep(0)
+        store.go.set()
+        with pytest.raises(AlreadyExists):
+            await second
+        assert (await groups.get("work"))[0].max_deliveries == 2
+
+
+async def test_two_updates_at_once_keep_what_each_of_them_changed() -> None:
+    async with over(MemoryLog(), MemoryStore()) as groups:
+        await groups.create(group())
+        await asyncio.gather(
+            groups.update(group(max_deliveries=7), ["max_deliveries"]),
+            groups.update(group(max_outstanding_events=3), ["max_outstanding_events"]),
+        )
+        settings, _ = await groups.get("work")
+        assert (settings.max_deliveries, settings.max_outstanding_events) == (7, 3)
+
+
+async def test_what_a_drain_overtakes_is_no_delivery() -> None:
+    log, store = MemoryLog(), HeldStore()
+    async with over(log, store) as groups:
+        await groups.create(group(max_deliveries=1))
+        await join(groups)
+        store.go.clear()
+        store.asked.clear()
+        await log.append(events(1))
+        await store.held()
+        groups.drain()
+        store.go.set()
+    stored = (await store.load())["work"]
+    assert ([row.attempts for row in stored.pending], stored.parked) == ([0], {})
 
 
 def test_a_clock_stands_still_while_the_process_does() -> None:

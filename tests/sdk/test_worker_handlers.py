@@ -1,0 +1,43 @@
+"""The handlers of a worker, without Flux."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aither.flux.v1.event_pb2 import Event
+from aither.flux.v1.flux_service_pb2 import Delivery
+from aither_sdk.worker_handlers import Handlers
+from aither_sdk.worker_leases import Lease
+from aither_sdk.worker_verdicts import Verdict
+
+
+async def test_a_handler_that_is_cancelled_before_its_first_step_gives_its_place_back() -> None:
+    ended: list[tuple[int, Verdict | None]] = []
+    handled: list[int] = []
+
+    async def handle(event: Event) -> None:
+        handled.append(event.sequence)
+
+    handlers = Handlers(
+        "work", handle, 1, (), None, lambda lease, verdict: ended.append((lease.sequence, verdict))
+    )
+    handlers.open()
+    first, second = lease(1), lease(2)
+    handlers.add(first, 0.0)
+    first.lost = "taken back at once"
+    handlers.end(first)
+    handlers.add(second, 0.0)
+    async with asyncio.timeout(5):
+        while not ended:
+            await asyncio.sleep(0)
+        handlers.begin(0.0)
+        while len(ended) < 2:
+            await asyncio.sleep(0)
+    assert handled == [2]
+    assert ended == [(1, None), (2, Verdict("ack"))]
+    assert (handlers.running, handlers.waiting) == (0, 0)
+
+
+def lease(sequence: int) -> Lease:
+    delivery = Delivery(ack_id=f"{sequence}", event=Event(sequence=sequence), attempt=1)
+    return Lease(delivery, 1, 30.0, 30.0, 0.0, 10.0)
