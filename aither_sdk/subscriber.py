@@ -166,10 +166,12 @@ class Subscriber:
         middle of a message. Before it was opened: there will be none."""
         self._closed = True
         set_current_event(None)
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.wait({self._reader})
-        await self._stream.aclose()
+        try:
+            if self._reader is not None:
+                self._reader.cancel()
+                await asyncio.wait({self._reader})
+        finally:
+            await self._stream.aclose()
 
     async def until_started(self, timeout_s: float | None = None) -> None:
         """Waits until Flux has answered once: from then on nothing new is missed.

@@ -1,5 +1,7 @@
 """What Flux counts, as OpenTelemetry instruments: read when an exporter asks, free otherwise. All
-labels come from small fixed sets."""
+labels come from small fixed sets.
+
+An exporter asks from a thread of its own: what the loop may change is listed in one step first."""
 
 from __future__ import annotations
 
@@ -87,7 +89,7 @@ def _observe_fanout(meter: _Meter, hub: Hub, audience: Audience) -> None:
         "{event}",
         "Told as missing, each counted once a subscriber",
         REASON,
-        lambda: {reason_name(reason): n for reason, n in counts.missed_events.items()},
+        lambda: {reason_name(reason): n for reason, n in list(counts.missed_events.items())},
     )
     meter.counter("reads.ring", "{batch}", "Batches from memory", lambda: counts.ring_reads)
     meter.counter("reads.log", "{batch}", "Batches from the log", lambda: counts.log_reads)

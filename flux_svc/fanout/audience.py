@@ -22,7 +22,8 @@ _ELEMENT_BYTES = 5
 
 
 class Audience:
-    """The open subscriptions, in order of arrival. Owned by one loop."""
+    """The open subscriptions, in order of arrival. Owned by one loop; what exporters ask may be
+    asked from their thread (`list` of a dict is one step for other threads)."""
 
     def __init__(self, max_subscriptions: int) -> None:
         self._max = max_subscriptions
@@ -62,16 +63,16 @@ class Audience:
 
     def states(self) -> Counter[pb.SubscriptionState.ValueType]:
         """How many there are of each state."""
-        return Counter(subscription.state for subscription in self._open)
+        return Counter(subscription.state for subscription in list(self._open))
 
     def max_lag_events(self) -> int:
-        return max((subscription.lag_events for subscription in self._open), default=0)
+        return max((subscription.lag_events for subscription in list(self._open)), default=0)
 
     def lags(self) -> dict[str, int]:
         """The longest lag by client name: of the first names that came, the rest as OTHER. A name
         whose clients are gone is left out."""
         lags: dict[str, int] = {}
-        for subscription in self._open:
+        for subscription in list(self._open):
             name = self._series(subscription)
             lags[name] = max(lags.get(name, 0), subscription.lag_events)
         return lags

@@ -83,7 +83,7 @@ def conflated(position: int, end: int, delivered: int) -> pb.Gap:
         from_sequence=position + 1,
         to_sequence=end,
         reason=pb.GAP_REASON_CONFLATED,
-        missing_events=end - position - delivered,
+        missing_events=max(0, end - position - delivered),
     )
 
 

@@ -16,6 +16,10 @@ from flux_svc.logs.base import Record
 
 SWEEPS = 16
 """Sweeps of all views a turn of the ring: the bounds are overdrawn by one part in so many."""
+REFERENCES = 64
+"""Places in views that an event of the ring may have on average. Each costs 60 bytes, so that with
+65,536 events the views hold 240 MB at the worst; where thousands follow everything with a filter of
+their own the ring is as much shorter, and who falls behind it reads the log."""
 
 
 @dataclass(slots=True)
@@ -34,7 +38,8 @@ class Hub:
     """Takes committed records on the loop, in order, and keeps the newest for live readers.
 
     Memory: frames of at most `max_events` newest events or `max_bytes` of them (and a sixteenth
-    more, see SWEEPS), shared by all views; a view holds references. Without views nothing is kept.
+    more, see SWEEPS), shared by all views; a view holds references, REFERENCES for each event of
+    `max_events` at most. Without views nothing is kept.
     """
 
     def __init__(self, last_sequence: int, *, max_events: int, max_bytes: int) -> None:
@@ -45,12 +50,14 @@ class Hub:
         self._max_bytes = max_bytes
         self._views: dict[ViewKey, View] = {}
         self._routes = Routes()
-        self._kept: deque[tuple[int, int, int]] = deque()
-        """(last sequence, events, bytes) of each commit that views may hold."""
+        self._kept: deque[tuple[int, int, int, int]] = deque()
+        """(last sequence, events, bytes, references) of each commit that views may hold."""
         self._kept_events = 0
         self._kept_bytes = 0
+        self._kept_references = 0
         self._gone_events = 0
         self._gone_bytes = 0
+        self._gone_references = 0
         """Beyond the bounds since the last sweep, and still held."""
         self._dirty: set[View] = set()
         """Views with frames that their waiting readers were not woken for."""
@@ -73,15 +80,18 @@ class Hub:
             return
         if self._stops:
             self._wake_stopped()
-        known, dirty, kept_bytes = self._routes.known, self._dirty, 0
+        known, dirty, kept_bytes, references = self._routes.known, self._dirty, 0, 0
         for sequence, _recorded_ns, subject, source, frame in records:
             kept_bytes += len(frame)
             views = known.get(subject)
-            for view in self._routes.of(subject) if views is None else views:
+            if views is None:
+                views = self._routes.of(subject)
+            references += len(views)
+            for view in views:
                 if not view.excluded or source not in view.excluded:
                     view.append(sequence, frame)
                     dirty.add(view)
-        self._keep(len(records), kept_bytes)
+        self._keep(len(records), kept_bytes, references)
         self._ask_for_wake()
 
     def join(self, filters: FilterSet, excluded_sources: frozenset[str]) -> View:
@@ -102,7 +112,7 @@ class Hub:
             self._routes.remove(view)
         if not self._views:
             self._kept.clear()
-            self._kept_events = self._kept_bytes = 0
+            self._kept_events = self._kept_bytes = self._kept_references = 0
 
     def can_serve(self, view: View, position: int) -> bool:
         """Whether `view.take(position, ...)` leaves nothing out."""
@@ -139,25 +149,32 @@ class Hub:
         for view in self._views.values():
             _release(view)
 
-    def _keep(self, events: int, size: int) -> None:
-        self._kept.append((self.last_sequence, events, size))
+    def _keep(self, events: int, size: int, references: int) -> None:
+        self._kept.append((self.last_sequence, events, size, references))
         self._kept_events += events
         self._kept_bytes += size
+        self._kept_references += references
+        max_references = REFERENCES * self._max_events
         oldest = 0
         while len(self._kept) > 1 and (
-            self._kept_events > self._max_events or self._kept_bytes > self._max_bytes
+            self._kept_events > self._max_events
+            or self._kept_bytes > self._max_bytes
+            or self._kept_references > max_references
         ):
-            oldest, events, size = self._kept.popleft()
+            oldest, events, size, references = self._kept.popleft()
             self._kept_events -= events
             self._kept_bytes -= size
+            self._kept_references -= references
             self._gone_events += events
             self._gone_bytes += size
+            self._gone_references += references
         # Views are cut in sweeps: one by one for every commit would cost N views x M commits.
         if (
             self._gone_events > self._max_events // SWEEPS
             or self._gone_bytes > self._max_bytes // SWEEPS
+            or self._gone_references > max_references // SWEEPS
         ):
-            self._gone_events = self._gone_bytes = 0
+            self._gone_events = self._gone_bytes = self._gone_references = 0
             for view in self._views.values():
                 view.trim(oldest)
 

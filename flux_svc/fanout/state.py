@@ -44,24 +44,15 @@ async def pieces(
     for first in range(0, len(sequences), step):
         asked = sequences[first : first + step]
         found = await log.fetch(asked, exclude_sources=exclude_sources)
-        gone = _without(asked, found.sequences)
-        if gone and exclude_sources:
-            gone = _without(gone, (await log.fetch(gone)).sequences)
+        gone = found.gone
         start = size = events = 0
         for sequence, frame_size in zip(found.sequences, found.sizes, strict=True):
             if events and size + frame_size > max_bytes:
                 yield Piece(found.payload[start : start + size], events, sequence - 1, gone)
-                start, size, events, gone = start + size, 0, 0, []
+                start, size, events, gone = start + size, 0, 0, ()
             size += frame_size
             events += 1
         yield Piece(found.payload[start:], events, asked[-1], gone)
-
-
-def _without(sequences: Sequence[int], found: Sequence[int]) -> list[int]:
-    if len(sequences) == len(found):
-        return []
-    came = set(found)
-    return [sequence for sequence in sequences if sequence not in came]
 
 
 async def gather(log: EventLog, matches: Matches, *, max_bytes: int) -> tuple[bytes, int]:

@@ -167,7 +167,7 @@ class Subscription:
             elif not await self._hub.wait(
                 view, self._position, self._until_heartbeat_s(), stop=self._stop
             ) and self._is_quiet(view):
-                self._position = self._seen()
+                self._position = max(self._position, self._seen())
                 if self._stop is None or self._position < self._stop:
                     yield self._progress()
         yield self._closing(pb.CLOSING_REASON_DRAINING)
@@ -236,6 +236,8 @@ class Subscription:
         if hole is not None:
             self._position = hole.position
             yield self._missing(hole.gap)
+            left = [sequence for sequence in newest.sequences if sequence > hole.position]
+            newest = newest._replace(sequences=left)
         if self._position < newest.position:
             delivered = len(newest.sequences)
             yield self._missing(delivery.conflated(self._position, newest.position, delivered))

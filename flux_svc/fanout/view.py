@@ -102,9 +102,12 @@ class View:
         batch = self._joins.get(key)
         if batch is None:
             batch = Batch(b"".join(self._frames[first:last]), last - first, key[1])
-            if len(self._joins) >= _JOINS_KEPT:
-                self._joins.pop(next(iter(self._joins)))
-            self._joins[key] = batch
+            # Nobody else would take a lone reader's; and there may be thousands of those, each
+            # with a filter, or an excluded source, of its own.
+            if self.readers > 1:
+                if len(self._joins) >= _JOINS_KEPT:
+                    self._joins.pop(next(iter(self._joins)))
+                self._joins[key] = batch
         if whole and seen > batch.position:
             return Batch(batch.payload, batch.events, seen)
         return batch

@@ -224,7 +224,7 @@ class JetStreamLog:
 
     async def newest(self, matches: Matches, *, after: int = 0) -> Newest:
         self._check_open()
-        return self._ledger.tail.newest(matches, after)
+        return await self._ledger.tail.newest(matches, after)
 
     async def fetch(
         self, sequences: Sequence[int], *, exclude_sources: frozenset[str] = frozenset()

@@ -178,8 +178,10 @@ class Reader:
             pieces = await asyncio.gather(*map(one, held))
             found = [record for piece in pieces for record in piece]
         kept = [record for record in found if record.source not in excluded_sources]
+        there = {record.sequence for record in found}
+        gone = [sequence for sequence in sequences if sequence not in there]
         position = sequences[-1] if sequences else 0
-        return _result(kept, position, end_reached=True, floor=floor)
+        return _result(kept, position, end_reached=True, floor=floor, gone=gone)
 
     async def since(self, at_ns: int) -> int:
         """The first sequence held that was recorded at this time or later."""
@@ -256,6 +258,7 @@ def _result(
     end_reached: bool,
     floor: int,
     missing: Sequence[Missing] = (),
+    gone: Sequence[int] = (),
 ) -> ReadResult:
     return ReadResult(
         payload=b"".join(record.frame for record in records),
@@ -265,4 +268,5 @@ def _result(
         end_reached=end_reached,
         first_sequence=floor,
         missing=tuple(missing),
+        gone=gone,
     )

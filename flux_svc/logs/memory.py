@@ -15,7 +15,7 @@ from aither.flux.v1.flux_service_pb2 import (
     Durability,
 )
 from aither_sdk.clock import Clock, SystemClock
-from aither_sdk.errors import FailedPrecondition
+from aither_sdk.errors import AitherError, FailedPrecondition
 from flux_svc.logs.base import (
     ANYTHING,
     Ability,
@@ -96,7 +96,14 @@ class MemoryLog:
                 reason="DURABILITY_UNSUPPORTED",
             )
         now_ns = self._clock.time_ns()
-        staged = self._sequencer.stage(draft(events, now_ns), now_ns, expected)
+        succession = succession or Succession()
+        if succession.error is not None:
+            raise succession.error
+        try:
+            staged = self._sequencer.stage(draft(events, now_ns), now_ns, expected)
+        except AitherError as refusal:
+            succession.error = refusal
+            raise
         self._sequencer.commit()
         self._records.extend(staged.records)
         if staged.records and (not self._latest_ns or now_ns > self._latest_ns[-1]):
@@ -156,7 +163,7 @@ class MemoryLog:
 
     async def newest(self, matches: Matches, *, after: int = 0) -> Newest:
         self._check_open()
-        return self._tail.newest(matches, after)
+        return await self._tail.newest(matches, after)
 
     async def fetch(
         self, sequences: Sequence[int], *, exclude_sources: frozenset[str] = frozenset()

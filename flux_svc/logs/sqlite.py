@@ -166,7 +166,7 @@ class SqliteLog:
 
     async def newest(self, matches: Matches, *, after: int = 0) -> Newest:
         self._check_open()
-        return self._tail.newest(matches, after)
+        return await self._tail.newest(matches, after)
 
     async def fetch(
         self, sequences: Sequence[int], *, exclude_sources: frozenset[str] = frozenset()

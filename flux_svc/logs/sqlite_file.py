@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from aither.flux.v1.flux_service_pb2 import GAP_REASON_UNREADABLE
-from aither_sdk.errors import FailedPrecondition
+from aither_sdk.errors import AitherError, FailedPrecondition
 from flux_svc.logs import sqlite_reader as reader
 from flux_svc.logs.faults import damaged_file, sqlite_fault, unusable_folder
 from flux_svc.logs.sqlite_schema import (
@@ -35,8 +35,8 @@ REPAIR_MARK = "flux.db.repair"
 _CHECKED_EVENTS = 1000
 _CHECKED_BYTES = 64 * 2**20
 """Newest records whose checksums are verified at the start; the rest when read."""
-_LARGEST_COMMIT_EVENTS = 8192
-"""More than any commit of the writer holds."""
+LARGEST_COMMIT_EVENTS = 8192
+"""More than any commit of the writer holds: what is skipped where one was torn."""
 _WAL_DAMAGED = (
     "a checksum in the middle of it is wrong, and commits that were acknowledged lie behind"
 )
@@ -97,7 +97,7 @@ def open_file(folder: Path) -> OpenedFile:
                 subjects = dict(connection.execute("SELECT subject, last_sequence FROM subjects"))
                 known = _known(connection)
         except BaseException:
-            connection.close()
+            _close_untouched(connection, path)
             raise
     except BaseException:
         os.close(lock)
@@ -117,6 +117,17 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         )
         connection.execute("PRAGMA cache_size = -16384")
         return connection
+
+
+def _close_untouched(connection: sqlite3.Connection, path: Path) -> None:
+    """Leaves the write-ahead log where it is: it tells the next start of a torn commit. SQLite
+    moves it into the file and deletes it with its last connection, unless that only reads."""
+    try:
+        with closing(connect(path, read_only=True)) as witness:
+            witness.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            connection.close()
+    except (sqlite3.Error, AitherError):
+        connection.close()
 
 
 def sync_folder(folder: Path) -> None:
@@ -231,7 +242,7 @@ def _skip_what_may_be_lost(
         why = "the machine went down with commits of durability MEMORY that were not on disk"
     elif torn:
         # Most likely nobody was answered; but a commit that was cannot be told from it.
-        last = stream.last_sequence + _LARGEST_COMMIT_EVENTS
+        last = stream.last_sequence + LARGEST_COMMIT_EVENTS
         why = "the last commit is torn, as by a power failure"
     else:
         return

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from flux_svc.frames import is_intact
+from flux_svc.logs import sqlite_queries as sql
 from flux_svc.logs.base import IndexEntry, Matches, Missing, ReadResult
-from flux_svc.logs.faults import damaged_record, sqlite_fault
+from flux_svc.logs.faults import damaged_file, damaged_record, sqlite_fault
 from flux_svc.logs.holes import holes
 
 SCAN_EVENTS = 16_384
@@ -36,6 +37,8 @@ _FIRST_STEP = 64
 large events fill an answer, and looking at thousands to take five would cost a page each."""
 _NAMED_STEP = 1024
 """Events fetched by their sequences in one step."""
+_SHOWN = 200
+"""Characters of what Python says of a text that it cannot read; it cites all of it."""
 T = TypeVar("T")
 
 
@@ -104,7 +107,7 @@ def fetch(
         floor = _floor(connection)
         for start in range(0, len(sequences), _NAMED_STEP):
             named = json.dumps(sequences[start : start + _NAMED_STEP])
-            row = connection.execute(_INDEX_NAMED, (named,)).fetchone()
+            row = connection.execute(sql.INDEX_NAMED, (named,)).fetchone()
             held, chosen = _parsed(row, None, exclude_sources)
             gone.difference_update(held)
             payload, good = _fetch(connection, chosen, backward=False)
@@ -125,25 +128,25 @@ def index(
     """What is held after `position` without the events themselves. Blocking."""
     bounds = (position, newest, max_events)
     with _snapshot(connection, path):
-        row = connection.execute(_ENTRIES, bounds).fetchone()
+        row = connection.execute(sql.ENTRIES, bounds).fetchone()
         if row[0] is None:
             return []
         sequences, times, sizes = (json.loads(f"[{column}]") for column in row[:3])
         # Few events have an expiry.
-        expiring = connection.execute(_EXPIRIES, (sequences[0], sequences[-1])).fetchone()
-    expire_ns = dict(zip(*map(json.loads, expiring), strict=True))
-    return [
-        IndexEntry(sequence, recorded_ns, subject, size, expire_ns.get(sequence, 0))
-        for sequence, recorded_ns, subject, size in zip(
-            sequences, times, row[3].split(","), sizes, strict=True
-        )
-    ]
+        expiring = connection.execute(sql.EXPIRIES, (sequences[0], sequences[-1])).fetchone()
+        expire_ns = dict(zip(*map(json.loads, expiring), strict=True))
+        return [
+            IndexEntry(sequence, recorded_ns, subject, size, expire_ns.get(sequence, 0))
+            for sequence, recorded_ns, subject, size in zip(
+                sequences, times, row[3].split(","), sizes, strict=True
+            )
+        ]
 
 
 def expired(connection: sqlite3.Connection, path: Path, time_ns: int, max_events: int) -> list[int]:
     """Sequences of events whose time was over at `time_ns`. Blocking."""
     with _snapshot(connection, path):
-        row = connection.execute(_EXPIRED, (time_ns, max_events)).fetchone()
+        row = connection.execute(sql.EXPIRED, (time_ns, max_events)).fetchone()
     return sorted(json.loads(row[0]))
 
 
@@ -199,7 +202,7 @@ def _choose(
     chosen = _Chosen([], [], [])
     looked_at: list[int] = []
     everything = wanted.matches is None and not wanted.exclude_sources
-    index = _INDEX[wanted.backward, wanted.matches is not None, bool(wanted.exclude_sources)]
+    index = sql.INDEX[wanted.backward, wanted.matches is not None, bool(wanted.exclude_sources)]
     scanned, size, step = 0, 0, _FIRST_STEP
     while scanned < SCAN_EVENTS:
         step = min(SCAN_EVENTS - scanned, step * 2)
@@ -237,7 +240,7 @@ def _missing(
 ) -> tuple[Missing, ...]:
     if upto - after <= bisect_right(looked_at, upto):
         return ()
-    rows = connection.execute(_UNREADABLE, (after, upto))
+    rows = connection.execute(sql.UNREADABLE, (after, upto))
     return holes(after, looked_at, upto, [Missing(*row) for row in rows])
 
 
@@ -276,11 +279,16 @@ def _parsed(
         return [], _Chosen([], [], [])
     # The JSON scanner reads numbers twice as fast as split and int.
     sequences, crcs, sizes = (json.loads(f"[{column}]") for column in row[:3])
+    if not len(sequences) == len(crcs) == len(sizes):
+        raise ValueError(_told_between(sequences))
     if matches is None and not exclude_sources:
         return sequences, _Chosen(sequences, crcs, sizes)
     kept: Sequence[int] = range(len(sequences))
     if matches is not None:
         subjects = row[3].split(",")
+        # One bit makes a comma of a dot; what follows would pass for its neighbour.
+        if len(subjects) != len(sequences):
+            raise ValueError(_told_between(sequences))
         distinct = set(subjects)
         good = {subject for subject in distinct if matches(subject)}
         if len(good) < len(distinct):
@@ -293,6 +301,10 @@ def _parsed(
     return sequences, _Chosen(
         [sequences[i] for i in kept], [crcs[i] for i in kept], [sizes[i] for i in kept]
     )
+
+
+def _told_between(sequences: Sequence[int]) -> str:
+    return f"a column of an event from {min(sequences)} to {max(sequences)} is not what was written"
 
 
 def _floor(connection: sqlite3.Connection) -> int:
@@ -319,52 +331,6 @@ def concatenates_blobs() -> bool:
         return bool(connection.execute(probe).fetchone()[0] == b"A\0\xff\0B")
 
 
-def _index(
-    where: str, order: str = "", limit: str = "-1", *, subject: bool = False, source: bool = True
-) -> str:
-    """Sequences, checksums and sizes, and subjects and sources where they are asked for."""
-    columns = (", subject" if subject else "") + (", source" if source else "")
-    return (
-        "SELECT group_concat(sequence), group_concat(crc), group_concat(size), "
-        f"{'group_concat(subject)' if subject else 'NULL'}, "
-        f"{'json_group_array(source)' if source else 'NULL'} "
-        f"FROM (SELECT sequence, crc, length(frame) AS size{columns} FROM events "
-        f"WHERE {where} ORDER BY sequence {order} LIMIT {limit})"
-    )
-
-
-_FORWARD = ("sequence > ? AND sequence <= ?", "ASC", "?")
-_BACKWARD = ("sequence >= ? AND sequence < ?", "DESC", "?")
-_INDEX = {
-    (backward, subject, source): _index(*where, subject=subject, source=source)
-    for backward, where in ((False, _FORWARD), (True, _BACKWARD))
-    for subject in (False, True)
-    for source in (False, True)
-}
-"""The index query by what it is needed for: (backward, subject, source)."""
-_INDEX_NAMED = _index("sequence IN (SELECT value FROM json_each(?))")
-_ENTRIES = """
-SELECT group_concat(sequence), group_concat(recorded_ns), group_concat(size), group_concat(subject)
-FROM (
-    SELECT sequence, recorded_ns, length(frame) AS size, subject FROM events
-    WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?
-)
-"""
-_EXPIRIES = """
-SELECT json_group_array(sequence), json_group_array(expire_ns) FROM expiries
-WHERE sequence BETWEEN ? AND ?
-"""
-_EXPIRED = """
-SELECT json_group_array(sequence) FROM (
-    SELECT sequence FROM expiries WHERE expire_ns <= ? ORDER BY expire_ns LIMIT ?
-)
-"""
-_UNREADABLE = """
-SELECT from_sequence, to_sequence, events, reason FROM holes
-WHERE to_sequence > ? AND from_sequence <= ? ORDER BY from_sequence
-"""
-
-
 @contextmanager
 def _snapshot(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
     try:
@@ -374,4 +340,9 @@ def _snapshot(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
         finally:
             connection.execute("ROLLBACK")
     except sqlite3.Error as error:
+        if not hasattr(error, "sqlite_errorcode"):
+            # Not SQLite's own, but Python's: a text that is none.
+            raise damaged_file(path, str(error)[:_SHOWN]) from error
         raise sqlite_fault(error, path) from error
+    except (ValueError, TypeError) as error:
+        raise damaged_file(path, str(error)[:_SHOWN]) from error

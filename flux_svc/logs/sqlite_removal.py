@@ -65,6 +65,7 @@ def _step(connection: sqlite3.Connection, stream: StreamRow, where: str, value: 
     lowest, newest = run(_ENDS).fetchone()
     floor = lowest or stream.last_sequence + 1
     run("DELETE FROM holes WHERE to_sequence < ?", (floor,))
+    run(_OLD_TIMES, (floor,))
     following = replace(
         stream,
         floor=floor,
@@ -106,4 +107,10 @@ SELECT json_group_array(subject), json_group_array(last_sequence) FROM (
     JOIN subjects ON subjects.subject = gone.subject AND last_sequence = gone.sequence
 )
 """
+_OLD_TIMES = """
+DELETE FROM times WHERE latest_ns < (
+    SELECT latest_ns FROM times WHERE sequence >= ? ORDER BY latest_ns LIMIT 1
+)
+"""
+"""Both columns rise together: it looks at what it deletes and at one row more."""
 _ENDS = "SELECT (SELECT min(sequence) FROM events), (SELECT max(sequence) FROM events)"

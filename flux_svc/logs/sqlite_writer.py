@@ -21,8 +21,9 @@ import structlog
 from aither_sdk.clock import Clock
 from aither_sdk.errors import AitherError, Internal
 from flux_svc.frames import Record, bytes_of, checksum, newest_of
-from flux_svc.logs.faults import is_io_error, log_closed, log_unsettled, sqlite_fault
-from flux_svc.logs.sqlite_file import BUSY_TIMEOUT_S, OpenedFile, check_newest
+from flux_svc.logs.faults import log_closed, sqlite_fault
+from flux_svc.logs.sqlite_checkpoints import Checkpoints
+from flux_svc.logs.sqlite_file import OpenedFile
 from flux_svc.logs.sqlite_jobs import (
     AppendJob,
     Group,
@@ -41,15 +42,6 @@ GROUP_EVENTS = 4096
 GROUP_BYTES = 4 * 2**20
 """What one transaction takes at most (a single larger batch goes alone): about 30 ms of disk and
 Python, which is the longest that a small batch waits behind large ones."""
-CHECKPOINT_BYTES = 8 * 2**20
-CHECKPOINT_COMMITS = 1000
-"""Written since the last checkpoint that call for one; about 20 ms, after the acks are out."""
-CHECKPOINT_STUCK_PAGES = 65_536
-"""Pages (256 MB) in the write-ahead log from which on a checkpoint waits for readers to make way:
-without that, readers without a pause would let it grow for ever."""
-CHECKPOINT_PATIENCE_MS = 200
-"""Longest wait for them. Our own are done in some 10 ms; a backup that holds on longer must not
-stop the appends, so then it is tried again at the next checkpoint."""
 CEILING_STEP = 65_536
 """How far ahead of commits that are not fsynced it is put down that their sequences are given:
 one fsync for so many events of durability MEMORY."""
@@ -83,17 +75,14 @@ class GroupWriter:
         self._jobs: queue.SimpleQueue[Job | Removal] = queue.SimpleQueue()
         """Bounded by who puts: `SqliteLog` counts the events and bytes that wait."""
         self._synchronous = ""
-        self._unsynced = False
-        """There are commits that no fsync has followed."""
+        self._unsynced = True
+        """There may be commits that no fsync has followed: at first those of a process that was
+        killed, which are in the kernel's memory for certain and perhaps nowhere else."""
         self._marked_sequence = 0
         self._marked_ns = 0
         """The newest row of `times` that this process wrote."""
         self._failing = False
-        self._suspect = False
-        """A write or an fsync has failed: what is not fsynced may be lost though it can be read."""
-        self._bytes_since_checkpoint = 0
-        self._commits_since_checkpoint = 0
-        self._connection.execute("PRAGMA wal_autocheckpoint = 0")
+        self._checkpoints = Checkpoints(file.connection, file.path)
         self._connection.execute("PRAGMA secure_delete = FAST")
         self._thread = threading.Thread(target=self._work, name="flux-log-write", daemon=True)
         self._thread.start()
@@ -124,7 +113,7 @@ class GroupWriter:
             if isinstance(left, TrimJob | RemoveJob):
                 self._post(TakenOut(None, left, error=log_closed()))
         self._sync_at_end()
-        self._checkpoint("TRUNCATE")
+        self._checkpoints.take_last()
 
     def _gather(self, job: AppendJob) -> tuple[list[AppendJob], Job | Removal | None]:
         """The jobs of one group, and the job after them if it was met."""
@@ -151,8 +140,7 @@ class GroupWriter:
         expiries: list[tuple[int, int]] = []
         fsync = False
         try:
-            if self._suspect:
-                self._settle()
+            self._checkpoints.settle(self._stream)
             for job in jobs:
                 if job.succession.error is not None:
                     outcomes.append(job.succession.error)
@@ -182,7 +170,7 @@ class GroupWriter:
         if records:
             self._recovered()
         self._post(Group(jobs, outcomes, records))
-        self._checkpoint_if_due()
+        self._checkpoints.take_if_due()
 
     def _store(
         self,
@@ -231,8 +219,7 @@ class GroupWriter:
         self._connection.execute("COMMIT")
         self._stream = stream
         self._unsynced = not fsync
-        self._bytes_since_checkpoint += size
-        self._commits_since_checkpoint += 1
+        self._checkpoints.committed(size)
 
     def _mark_time(self, first: Record) -> int:
         """Remembers where a time was reached for the first time; answers the time."""
@@ -247,8 +234,7 @@ class GroupWriter:
     def _take_out(self, removal: Removal) -> None:
         """One step; the rest goes behind the appends that wait."""
         try:
-            if self._suspect:
-                self._settle()
+            self._checkpoints.settle(self._stream)
             step, ended = self._remove(removal)
         except Exception as error:
             self._post(TakenOut(None, removal.job, error=self._failed(error)))
@@ -257,7 +243,7 @@ class GroupWriter:
         self._post(TakenOut(step, removal.job if ended else None, removal.events))
         if not ended:
             self._jobs.put(removal)
-        self._checkpoint_if_due()
+        self._checkpoints.take_if_due()
 
     def _remove(self, removal: Removal) -> tuple[Step, bool]:
         job, connection = removal.job, self._connection
@@ -267,9 +253,7 @@ class GroupWriter:
         if isinstance(job, TrimJob):
             before = min(job.before_sequence, self._stream.last_sequence + 1)
             step = trim_step(connection, self._stream, before)
-            ended = step.stream.floor >= before
-            if ended:
-                connection.execute("DELETE FROM times WHERE sequence < ?", (step.stream.floor,))
+            ended = not step.events or step.stream.floor >= before
         else:
             named = job.sequences[removal.done : removal.done + STEP_EVENTS]
             step = remove_step(connection, self._stream, named)
@@ -278,8 +262,7 @@ class GroupWriter:
             ended = removal.done >= len(job.sequences)
         connection.execute("COMMIT")
         self._stream = step.stream
-        self._bytes_since_checkpoint += step.bytes
-        self._commits_since_checkpoint += 1
+        self._checkpoints.committed(step.bytes)
         return step, ended
 
     def _newest_of(self, subject: str) -> int:
@@ -306,25 +289,6 @@ class GroupWriter:
         except sqlite3.Error as error:
             self._failed(error)
 
-    def _settle(self) -> None:
-        """After a failed fsync, before anything is acknowledged again.
-
-        A kernel may drop the pages that it could not write and call the next fsync a success. So
-        what was committed is taken out of the write-ahead log, whose pages are in doubt, into the
-        file, which is fsynced anew; the newest records are read back by their checksums; and the
-        next commit begins the write-ahead log at its front.
-        """
-        connection = self._connection
-        connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_PATIENCE_MS}")
-        try:
-            row = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-        finally:
-            connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
-        if row[0]:
-            raise log_unsettled(self._path)
-        check_newest(connection, self._path, self._stream)
-        self._suspect = False
-
     def _insert(self, head: str, columns: Sequence[Sequence[Any]], tail: str = "") -> None:
         start, rows = 0, len(columns[0])
         for size in _ROWS:
@@ -341,33 +305,6 @@ class GroupWriter:
                 values += chain.from_iterable(zip(*rest, strict=True))
                 self._connection.execute(_text(head, shared, size, tail), values)
 
-    def _checkpoint_if_due(self) -> None:
-        if (
-            self._bytes_since_checkpoint >= CHECKPOINT_BYTES
-            or self._commits_since_checkpoint >= CHECKPOINT_COMMITS
-        ):
-            self._checkpoint("PASSIVE")
-
-    def _checkpoint(self, mode: str) -> None:
-        """Moves what was committed from the write-ahead log into the file."""
-        self._bytes_since_checkpoint = self._commits_since_checkpoint = 0
-        try:
-            row = self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-            if mode == "PASSIVE" and row[1] > CHECKPOINT_STUCK_PAGES:
-                self._restart_wal()
-        except sqlite3.Error as error:
-            # Nothing is lost: the write-ahead log keeps it, and the next checkpoint tries again.
-            logger.warning("log_checkpoint_failed", path=str(self._path), error=str(error))
-
-    def _restart_wal(self) -> None:
-        """Lets the write-ahead log begin at its front again, if the readers make way in time."""
-        run = self._connection.execute
-        run(f"PRAGMA busy_timeout = {CHECKPOINT_PATIENCE_MS}")
-        try:
-            run("PRAGMA wal_checkpoint(RESTART)")
-        finally:
-            run(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
-
     def _failed(self, error: Exception) -> AitherError:
         try:
             if self._connection.in_transaction:
@@ -377,7 +314,7 @@ class GroupWriter:
         if isinstance(error, AitherError):
             fault = error
         elif isinstance(error, sqlite3.Error):
-            self._suspect = self._suspect or is_io_error(error)
+            self._checkpoints.doubt(error)
             fault = sqlite_fault(error, self._path)
         else:
             logger.error("log_write_defect", path=str(self._path), exc_info=error)

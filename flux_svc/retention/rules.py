@@ -126,7 +126,8 @@ class Ledger:
         """With `keep_last`: the newest event of each subject."""
         self._kept: dict[str, int] = {}
         """Newest events that were spared; they go when they are superseded."""
-        self._forget_at = _FORGET_SUBJECTS
+        self._forget_at = 0
+        """From so many subjects on it is looked for those that left; 0: not fed to the end yet."""
 
     @property
     def is_needed(self) -> bool:
@@ -158,17 +159,30 @@ class Ledger:
         self._kept[entry.subject] = entry.sequence
         return True
 
-    def forget(self, floor: int) -> None:
-        """Lets go of subjects whose events have all left; `floor` is the oldest event held."""
-        if max(len(self._last), len(self._newest), len(self._rule_of)) < self._forget_at:
-            return
-        for known in (self._newest, self._kept):
-            for subject in [one for one, sequence in known.items() if sequence < floor]:
-                del known[subject]
+    @property
+    def subjects(self) -> int:
+        """Known of."""
+        return max(len(self._last), len(self._newest), len(self._rule_of))
+
+    def forget(self, floor: int) -> bool:
+        """Lets go of subjects whose events have all left; `floor` is the oldest event held. Fed to
+        the end.
+
+        False: few were found this way, because something old is held for long (a state, say) and
+        others come and go above it. A new ledger, fed from the beginning, knows them no more.
+        """
+        known = self.subjects
+        self._forget_at = self._forget_at or max(_FORGET_SUBJECTS, 2 * known)
+        if known < self._forget_at:
+            return True
+        for states in (self._newest, self._kept):
+            for subject in [one for one, sequence in states.items() if sequence < floor]:
+                del states[subject]
         for subject in [one for one, last in self._last.items() if last[-1] < floor]:
             del self._last[subject]
         self._rule_of.clear()
-        self._forget_at = max(_FORGET_SUBJECTS, 2 * max(len(self._last), len(self._newest)))
+        self._forget_at = max(_FORGET_SUBJECTS, 2 * self.subjects)
+        return 2 * self.subjects <= known
 
     def _rule(self, subject: str) -> SubjectRule | None:
         if not self._rules:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import structlog
@@ -53,7 +53,7 @@ class Retention:
         self._settings = settings
         self._clock = clock or SystemClock()
         self._rules = compiled(settings.rules)
-        self._ledger = Ledger(self._rules, keep_last=settings.keep_last_per_subject)
+        self._ledger = self._empty_ledger()
         self._owed: list[tuple[str, list[int]]] = []
         """What the ledger has retired and is still in the log, since a removal failed."""
         self._settled_to = 0
@@ -76,8 +76,7 @@ class Retention:
             yield self
         finally:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait({task})
 
     async def sweep(self) -> None:
         """Once over everything. Raises what the log raises; the next sweep goes on from there."""
@@ -88,8 +87,13 @@ class Retention:
             if rule.max_age_ns is not None:
                 await self._age(place, rule, now_ns)
         await self._keep_bounds(now_ns)
-        self._ledger.forget(self._log.info().first_sequence)
+        if not self._ledger.forget(self._log.info().first_sequence):
+            # What it had spared is judged again, from the beginning.
+            self._ledger, self._settled_to = self._empty_ledger(), 0
         self.statistics.sweeps += 1
+
+    def _empty_ledger(self) -> Ledger:
+        return Ledger(self._rules, keep_last=self._settings.keep_last_per_subject)
 
     async def _run(self) -> None:
         while True:
@@ -128,8 +132,9 @@ class Retention:
 
     async def _expire(self, now_ns: int) -> None:
         while expired := await self._log.expired(now_ns, max_events=PAGE_EVENTS):
-            self.statistics.expired_events += await self._log.remove(expired)
-            if len(expired) < PAGE_EVENTS:
+            removed = await self._log.remove(expired)
+            self.statistics.expired_events += removed
+            if not removed or len(expired) < PAGE_EVENTS:
                 break
 
     async def _follow(self) -> None:

@@ -18,6 +18,7 @@ from flux_svc.tools.verify import Findings, Progress, verify
 
 GROUPS_NAME = "groups.db"
 """The consumer groups' file, where the log is local."""
+_BUILDING = "flux-backup-unfinished"
 _PAGES = 4096
 """Copied in one step."""
 
@@ -49,7 +50,7 @@ def back_up(folder: Path, target: Path, progress: Progress = lambda _done, _all:
             reason="TARGET_EXISTS",
         )
     # Whole under another name first: a copy that was broken off is never taken for one.
-    building = target / "unfinished"
+    building = target / _BUILDING
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:

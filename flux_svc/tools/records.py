@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -13,6 +14,8 @@ from flux_svc.frames import event_of, expire_ns_of, is_intact
 _STEP = 1000
 Row = tuple[int, int, int, str, str, str, bytes]
 """Sequence, recorded_ns, crc, subject, source, id, frame: so they were stored."""
+Found = tuple[Any, ...]
+"""The same as it stands there: one bit makes another kind of a column."""
 _ROWS = (
     "SELECT sequence, recorded_ns, crc, subject, source, id, frame FROM events "
     "WHERE sequence BETWEEN ? AND ? ORDER BY sequence"
@@ -34,7 +37,7 @@ class Bad:
     from_sequence: int
     to_sequence: int
     why: str
-    row: Row | None = None
+    row: Found | None = None
     """None: it cannot be read at all, and it is not known how many there were."""
 
 
@@ -76,10 +79,10 @@ def _piece(connection: sqlite3.Connection, first: int, last: int) -> Iterator[Go
         yield judged(row)
 
 
-def judged(row: Row) -> Good | Bad:
+def judged(row: Found) -> Good | Bad:
     """Whether a record is what was stored."""
     sequence, recorded_ns, crc, subject, source, event_id, frame = row
-    if not is_intact(frame, sequence, crc):
+    if not isinstance(frame, bytes) or not is_intact(frame, sequence, crc):
         return Bad(sequence, sequence, "its checksum is wrong", row)
     try:
         event = event_of(frame)
@@ -90,4 +93,5 @@ def judged(row: Row) -> Good | Bad:
     stands = recorded.seconds * 1_000_000_000 + recorded.nanos
     if said != (sequence, subject, source, event_id) or stands != recorded_ns:
         return Bad(sequence, sequence, "its columns differ from the event", row)
-    return Good(row, expire_ns_of(event))
+    stored: Row = sequence, recorded_ns, crc, subject, source, event_id, frame
+    return Good(stored, expire_ns_of(event))

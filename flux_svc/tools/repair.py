@@ -18,8 +18,10 @@ from typing import TextIO, TypeVar
 from aither.flux.v1.flux_service_pb2 import GAP_REASON_UNREADABLE
 from aither_sdk.errors import AitherError, FailedPrecondition
 from flux_svc.frames import checksum
+from flux_svc.logs.faults import sqlite_fault
 from flux_svc.logs.sqlite_file import (
     FILE_NAME,
+    LARGEST_COMMIT_EVENTS,
     REPAIR_MARK,
     connect,
     sync_folder,
@@ -85,17 +87,26 @@ def _repair(folder: Path, keep_damaged: bool, progress: Progress) -> Repaired:
     aside = source if mark.exists() else folder / f"{FILE_NAME}.damaged-{stamp}"
     done = Repaired(damaged_file=aside)
     new = folder / _NEW_NAME
-    for leftover in (new, _beside(new, "-wal"), _beside(new, "-shm")):
-        leftover.unlink(missing_ok=True)
-    torn = _or(lambda: commits_behind_the_end(source), 0) > 1
-    with closing(connect(source, read_only=True)) as old, closing(connect(new)) as fresh:
-        _save(old, source, fresh, folder / f"flux-damaged-{stamp}.jsonl", done, torn, progress)
+    side_file = folder / f"flux-damaged-{stamp}.jsonl"
+    _remove(new)
+    behind = _or(lambda: commits_behind_the_end(source), 0)
+    try:
+        with closing(connect(source, read_only=True)) as old, closing(connect(new)) as fresh:
+            _save(old, source, fresh, side_file, done, behind, progress)
+    except sqlite3.Error as error:
+        # Of the file that is written: what cannot be read of the old one is taken out.
+        _remove(new)
+        raise sqlite_fault(error, new) from error
     _exchange(folder, source, aside, new, mark)
     if not keep_damaged:
-        for suffix in ("", "-wal", "-shm"):
-            _beside(aside, suffix).unlink(missing_ok=True)
+        _remove(aside)
         done.damaged_file = None
     return done
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        _beside(path, suffix).unlink(missing_ok=True)
 
 
 def _stamp(folder: Path) -> str:
@@ -140,9 +151,11 @@ def _save(
     fresh: sqlite3.Connection,
     side_file: Path,
     done: Repaired,
-    torn: bool,
+    behind: int,
     progress: Progress,
 ) -> None:
+    """`behind`: commits behind the end of the write-ahead log."""
+    torn = behind > 1
     known = _or(lambda: load_stream(old, source), None)
     done.epoch_changed = torn or known is None
     create(fresh, known.epoch if known and not torn else uuid.uuid4().hex)
@@ -165,6 +178,10 @@ def _save(
         rows: list[tuple[int | str, ...]] = []
         _or(lambda: rows.extend(old.execute(f"SELECT * FROM {table}")), None)  # noqa: B023
         fresh.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({columns})", rows)
+    if behind == 1:
+        # As at a start: its commit may have been answered.
+        builder.skip(last + 1, last + LARGEST_COMMIT_EVENTS)
+        last += LARGEST_COMMIT_EVENTS
     builder.finish(last, known, states)
     fresh.execute("COMMIT")
     fresh.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -218,6 +235,11 @@ class _Builder:
         else:
             self.lost.append((record.from_sequence, record.to_sequence))
             self._known.append(known)
+
+    def skip(self, first: int, last: int) -> None:
+        """Sequences that are not given again: it is not known whether they were."""
+        row = (first, last, 0, GAP_REASON_UNREADABLE)
+        self._run("INSERT OR REPLACE INTO holes VALUES (?, ?, ?, ?)", row)
 
     def finish(self, last: int, known: StreamRow | None, states: dict[str, int] | None) -> None:
         for (first, to), counted in zip(self.lost, self._known, strict=True):

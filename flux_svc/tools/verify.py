@@ -56,8 +56,12 @@ def verify(folder: Path, progress: Progress = lambda _done, _all: None) -> Findi
         )
     found = Findings()
     stopped = lock_is_free(folder)
-    if stopped and commits_behind_the_end(path) > 1:
-        found.tell("the write-ahead log is damaged before commits that were acknowledged")
+    try:
+        if stopped and commits_behind_the_end(path) > 1:
+            found.tell("the write-ahead log is damaged before commits that were acknowledged")
+    except sqlite3.Error as error:
+        found.tell(f"structure: {error}")
+        return found
     with closing(connect(path, read_only=True)) as connection:
         try:
             if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
@@ -96,13 +100,11 @@ def _walk(
         if isinstance(record, Bad):
             found.damaged.append((record.from_sequence, record.to_sequence))
             found.tell(f"event {_named(record)}: {record.why}")
-            if record.row is None:
-                continue
-            row = record.row
-        else:
-            row = record.row
+        row = record.row
+        if row is None:
+            continue
         found.events += 1
-        found.bytes += len(row[6])
+        found.bytes += len(row[6]) if isinstance(row[6], bytes) else 0
         newest[row[3]] = held_to = row[0]
         first = first or row[0]
         if found.events % 10_000 == 0:

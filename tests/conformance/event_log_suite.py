@@ -392,6 +392,52 @@ class EventLogSuite:
         assert [one.sequence for answer in answers for one in answer] == list(range(1, 234))
         await log.close()
 
+    @pytest.mark.needs(Ability.EXPECTED_LAST_SEQUENCE)
+    async def test_nothing_of_a_succession_is_stored_behind_what_was_refused(
+        self, house: LogHouse
+    ) -> None:
+        log = await house.open()
+        succession = Succession()
+        expected = Expected(last_sequence=7)
+        done = await asyncio.gather(
+            log.append(events(1), succession=succession),
+            log.append(events(1), succession=succession, expected=expected),
+            log.append(events(1), succession=succession),
+            log.append(events(1)),
+            return_exceptions=True,
+        )
+        reasons = [getattr(one, "reason", None) for one in done]
+        assert reasons == [None, "WRONG_LAST_SEQUENCE", "WRONG_LAST_SEQUENCE", None]
+        assert log.info().last_sequence == 2
+        await log.close()
+
+    async def test_a_filter_over_many_subjects_lets_others_have_their_turn(
+        self, house: LogHouse
+    ) -> None:
+        log = await house.open()
+        for start in range(0, 12_000, 4000):
+            await log.append([event(f"s.{n}") for n in range(start, start + 4000)])
+        asked = 0
+        turns: list[int] = []
+
+        def matches(subject: str) -> bool:
+            nonlocal asked
+            asked += 1
+            return subject.endswith("7")
+
+        search = asyncio.create_task(log.newest(matches))
+        await asyncio.sleep(0)
+        late = asyncio.create_task(log.append([event("s.7")]))
+        while not search.done():
+            turns.append(asked)
+            await asyncio.sleep(0)
+        newest = await search
+        await late
+        assert newest.position == 12_000
+        assert list(newest.sequences) == list(range(8, 12_001, 10))
+        assert max(b - a for a, b in pairwise([0, *turns])) < 6000
+        await log.close()
+
     @pytest.mark.needs(Ability.WRITE_QUEUE)
     async def test_closing_refuses_what_waits_for_room(self, house: LogHouse) -> None:
         log = await house.open(queue_events=10)
@@ -574,6 +620,13 @@ class EventLogSuite:
             assert info.bytes == len(result.payload)
         await log.trim(3)
         assert log.info().first_sequence == 7
+
+    @pytest.mark.needs(Ability.TRIM)
+    async def test_fetch_names_what_was_trimmed(self, log: EventLog) -> None:
+        await log.append([event(source="x" if n > 8 else "y") for n in range(1, 11)])
+        await log.trim(4)
+        found = await log.fetch([2, 3, 5, 9, 12], exclude_sources=frozenset({"x"}))
+        assert (list(found.sequences), list(found.gone)) == ([5], [2, 3, 12])
 
     @pytest.mark.needs(Ability.TRIM)
     async def test_a_log_that_was_trimmed_whole_goes_on(self, log: EventLog) -> None:

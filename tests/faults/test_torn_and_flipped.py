@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import pytest
 import structlog
 
 from aither.flux.v1.flux_service_pb2 import DURABILITY_MEMORY, GAP_REASON_UNREADABLE
-from aither_sdk.errors import AitherError, DataLoss
-from flux_svc.logs import sqlite_file, sqlite_writer
+from aither_sdk.errors import AitherError, DataLoss, ResourceExhausted
+from flux_svc.logs import sqlite_checkpoints, sqlite_file, sqlite_writer
 from flux_svc.logs.base import Missing
 from flux_svc.logs.sqlite import SqliteLog
 from flux_svc.logs.sqlite_file import FILE_NAME
+from flux_svc.tools.repair import repair
+from flux_svc.tools.verify import verify
 from tests.conformance.log_house import events, holes_of, read_all, sequences
 
 SEED = 11
@@ -31,7 +34,7 @@ async def _crashed(
     commit."""
     live = folder / "live"
     with monkeypatch.context() as patch:
-        patch.setattr(sqlite_writer, "CHECKPOINT_BYTES", 2**40)
+        patch.setattr(sqlite_checkpoints, "CHECKPOINT_BYTES", 2**40)
         log = await SqliteLog.open(live)
         ends = []
         for count in BATCHES:
@@ -105,7 +108,7 @@ async def test_a_tail_that_is_garbled_is_cut_off_and_its_sequences_are_not_given
         _flip(copy / WAL, at)
         held, holes, following = await _opened(copy)
         assert held == list(range(1, 36)), f"seed {SEED}, {at}"
-        skipped = sqlite_file._LARGEST_COMMIT_EVENTS
+        skipped = sqlite_file.LARGEST_COMMIT_EVENTS
         assert holes == [Missing(36, 35 + skipped, 0, GAP_REASON_UNREADABLE)]
         assert following == 36 + skipped
 
@@ -174,6 +177,43 @@ async def _read(folder: Path) -> list[bytes]:
         return [one.SerializeToString() for one in await read_all(log)]
     finally:
         await log.close()
+
+
+async def test_a_start_that_fails_forgets_no_torn_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing the file must not tidy away the only thing that tells of it."""
+    folder, ends = await _crashed(tmp_path, monkeypatch)
+    _flip(folder / WAL, ends[2] + 100)
+    with monkeypatch.context() as patch:
+
+        def full(*_given: object) -> None:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+
+        patch.setattr(sqlite_file, "store_stream", full)
+        for _ in range(2):
+            with pytest.raises(ResourceExhausted):
+                await SqliteLog.open(folder)
+    held, holes, following = await _opened(folder)
+    assert held == list(range(1, 36))
+    assert [hole.from_sequence for hole in holes] == [36]
+    assert following == 36 + sqlite_file.LARGEST_COMMIT_EVENTS
+
+
+async def test_a_repair_gives_no_sequence_of_a_torn_commit_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, ends = await _crashed(tmp_path, monkeypatch)
+    _flip(folder / WAL, ends[2] + 100)
+    assert not repair(folder).epoch_changed
+    assert verify(folder).told == []
+    held, holes, following = await _opened(folder)
+    assert held == list(range(1, 36))
+    skipped = sqlite_file.LARGEST_COMMIT_EVENTS
+    assert holes == [Missing(36, 35 + skipped, 0, GAP_REASON_UNREADABLE)]
+    assert following == 36 + skipped
 
 
 # Durability MEMORY

@@ -43,7 +43,9 @@ class HoledLog(MemoryLog):
         if self.before_fetch is not None:
             act, self.before_fetch = self.before_fetch, None
             await act()
-        return self._as_read(await super().fetch(sequences, exclude_sources=exclude_sources), None)
+        found = await super().fetch(sequences, exclude_sources=exclude_sources)
+        gone = sorted({*found.gone, *self.lost.keys() & set(sequences)})
+        return replace(self._as_read(found, None), gone=gone)
 
     def _as_read(self, result: ReadResult, position: int | None) -> ReadResult:
         """`position` is that of a forward read."""

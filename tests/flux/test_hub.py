@@ -7,7 +7,7 @@ import time
 import pytest
 
 from aither_sdk.subjects import FilterSet
-from flux_svc.fanout.hub import Hub
+from flux_svc.fanout.hub import REFERENCES, SWEEPS, Hub
 from flux_svc.fanout.pacer import MAX_PAUSE_S, Pacer, pause_s
 from flux_svc.logs.base import Record
 
@@ -45,6 +45,20 @@ async def test_excluded_sources_are_left_out() -> None:
     it.commit(records(1, "a", source="me"))
     it.commit(records(2, "a", source="you"))
     assert len(view) == 1
+
+
+async def test_many_views_of_everything_share_a_bounded_number_of_places() -> None:
+    it = hub(max_events=100)
+    views = [it.join(FilterSet([]), frozenset({f"source {n}"})) for n in range(500)]
+    for sequence in range(1, 200):
+        it.commit(records(sequence, "a"))
+        assert sum(map(len, views)) <= REFERENCES * 100 * (1 + 1 / SWEEPS) + len(views)
+    assert all(len(view) >= 10 for view in views)
+    for view in views[1:]:
+        it.leave(view)
+    for sequence in range(200, 400):
+        it.commit(records(sequence, "a"))
+    assert len(views[0]) >= 100, "those who are left have the whole ring again"
 
 
 async def test_a_waiter_is_woken_by_a_match_and_not_by_anything_else() -> None:

@@ -15,8 +15,9 @@ from aither.flux.v1.flux_service_pb2 import GAP_REASON_UNREADABLE
 from aither_sdk.errors import AitherError, DataLoss, FailedPrecondition
 from flux_svc.logs.base import Missing
 from flux_svc.logs.sqlite import SqliteLog
-from flux_svc.logs.sqlite_file import FILE_NAME, REPAIR_MARK
+from flux_svc.logs.sqlite_file import FILE_NAME, REPAIR_MARK, connect, limit_size
 from flux_svc.tools import repair as repair_room
+from flux_svc.tools.__main__ import main
 from flux_svc.tools.backup import back_up
 from flux_svc.tools.repair import repair
 from flux_svc.tools.verify import verify
@@ -191,6 +192,52 @@ async def test_a_repair_that_is_broken_off_is_not_taken_for_a_log(
         log = await SqliteLog.open(tmp_path)
         assert sequences(await read_all(log)) == before
         await log.close()
+
+
+async def test_a_repair_of_frames_that_are_not_bytes_any_more(tmp_path: Path) -> None:
+    """The kind of a column is one bit in the head of its record."""
+    await (await _written(tmp_path)).close()
+    _run(tmp_path, "UPDATE events SET frame = 'text' WHERE sequence = 77")
+    _run(tmp_path, "UPDATE events SET frame = 7 WHERE sequence = 79")
+    assert verify(tmp_path).damaged == [(77, 77), (79, 79)]
+    assert repair(tmp_path).lost == [(77, 77), (79, 79)]
+    assert verify(tmp_path).told == []
+
+
+async def test_a_repair_without_room_says_so_and_leaves_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await (await _written(tmp_path)).close()
+
+    def small(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+        connection = connect(path, read_only=read_only)
+        if not read_only:
+            limit_size(connection, 100_000)
+        return connection
+
+    monkeypatch.setattr(repair_room, "connect", small)
+    assert main(["repair", "--data-dir", str(tmp_path)]) == 1
+    assert "no space is left" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.new*")), "the room it took is given back"
+    assert verify(tmp_path).told == []
+
+
+async def test_what_cannot_be_opened_beside_its_write_ahead_log_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"no file of SQLite " * 400)
+    (tmp_path / f"{FILE_NAME}-wal").write_bytes(b"nor its write-ahead log " * 400)
+    assert main(["verify", "--data-dir", str(tmp_path)]) == 1
+    assert "not a database" in capsys.readouterr().out
+
+
+async def test_a_backup_leaves_what_else_is_in_its_folder(tmp_path: Path) -> None:
+    await (await _written(tmp_path / "live")).close()
+    other = tmp_path / "copy" / "unfinished" / "novel.txt"
+    other.parent.mkdir(parents=True)
+    other.write_text("Chapter one")
+    back_up(tmp_path / "live", tmp_path / "copy")
+    assert other.read_text() == "Chapter one"
 
 
 async def test_a_backup_is_taken_while_the_log_is_written(tmp_path: Path) -> None:

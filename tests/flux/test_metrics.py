@@ -125,6 +125,32 @@ async def test_client_names_make_a_bounded_number_of_series(floor: Floor) -> Non
         assert set(floor.audience.lags()) == {OTHER}
 
 
+def test_subscribers_may_come_and_go_while_an_exporter_looks(floor: Floor) -> None:
+    """It looks from a thread of its own."""
+    subscriptions = [floor.subscription(f"c{n}", "a.>") for n in range(20)]
+    audience = floor.audience
+    with ExitStack() as seats:
+        for one in subscriptions[:10]:
+            seats.enter_context(audience.seated(one))
+        late = iter(subscriptions[10:])
+
+        class Busy(Subscription):
+            @property
+            def lag_events(self) -> int:
+                seats.enter_context(audience.seated(next(late)))
+                return 0
+
+            @property
+            def state(self) -> pb.SubscriptionState.ValueType:
+                seats.enter_context(audience.seated(next(late)))
+                return pb.SUBSCRIPTION_STATE_LIVE
+
+        subscriptions[0].__class__ = Busy
+        assert sum(audience.states().values()) == 10
+        assert audience.max_lag_events() == 0
+        assert set(audience.lags()) == {f"c{n}" for n in range(12)}
+
+
 def test_labels_are_spelt_as_documented() -> None:
     assert (REASON, STATE, CLIENT) == (
         "aither.flux.reason",

@@ -18,7 +18,7 @@ from aither_sdk.settings import RetentionRule, RetentionSettings, load_settings
 from flux_svc.logs.base import EventLog, IndexEntry
 from flux_svc.logs.memory import MemoryLog
 from flux_svc.logs.sqlite import SqliteLog
-from flux_svc.retention import Retention
+from flux_svc.retention import Retention, rules
 from flux_svc.retention.rules import Excess, Ledger, aged, compiled, plan
 from flux_svc.retention.sweeper import PAGE_EVENTS
 from flux_svc.retention.timekeeper import SETTLE_S, Timekeeper
@@ -222,6 +222,38 @@ async def test_expired_events_leave_and_their_subject_has_no_state(
     assert list((await log.newest(bool)).sequences) == [3, 4]
     assert retention.statistics.expired_events == 1
     assert retention.statistics.retired_events == 0
+
+
+async def test_subjects_that_have_come_and_gone_cost_no_memory(
+    log: EventLog, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One old state holds the floor for ever, and every event has a subject of its own."""
+    monkeypatch.setattr(rules, "_FORGET_SUBJECTS", 50)
+    retention = _retention(
+        log,
+        clock,
+        max_events=100,
+        keep_last_per_subject=True,
+        rules=[{"filter": "job.*", "max_events_per_subject": 2}],
+    )
+    await log.append([event("config")])
+    for round in range(30):
+        soon_ns = clock.time_ns() + SECOND_NS
+        await log.append([event(f"job.{round}x{n}", expire_ns=soon_ns) for n in range(20)])
+        await retention.sweep()
+        clock.advance(2)
+    assert log.info().first_sequence == 1
+    await log.append([event("config"), event("config")])
+    await retention.sweep()
+    assert retention._ledger.subjects < 150
+    # What was forgotten is not missed.
+    await log.append(events(200, "job.many"))
+    await retention.sweep()
+    await log.append([event("job.many")])
+    await retention.sweep()
+    held = [(one.sequence, one.subject) for one in await read_all(log)]
+    assert [one for one, subject in held if subject == "job.many"] == [803, 804]
+    assert held[-3] == (603, "config")
 
 
 async def test_many_that_expire_at_once_all_leave(log: EventLog, clock: FakeClock) -> None:

@@ -8,6 +8,7 @@ gives when fsync does. What the kernel does with its pages then is beyond a test
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import structlog
 
 from aither.flux.v1.flux_service_pb2 import DURABILITY_MEMORY
 from aither_sdk.errors import Unavailable
+from flux_svc.logs import sqlite_checkpoints
 from flux_svc.logs.base import Record
 from flux_svc.logs.sqlite import SqliteLog
 from tests.conformance.log_house import events, read_all, sequences
@@ -122,4 +124,40 @@ async def test_a_sick_disk_is_told_once_and_its_recovery_too(tmp_path: Path) -> 
         await asyncio.gather(*(log.append(events(1)) for _ in range(3)))
     names = [one["event"] for one in told if one["event"].startswith("log_write")]
     assert names == ["log_write_failed", "log_write_recovered"]
+    await log.close()
+
+
+async def test_a_repeat_after_a_kill_is_fsynced_although_it_stores_nothing(tmp_path: Path) -> None:
+    """What the dead process wrote can be read from the kernel's memory; the disk may lack it."""
+    batch = events(3)
+    log = await SqliteLog.open(tmp_path / "live")
+    await log.append(batch)
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    for file in (tmp_path / "live").glob("flux.db*"):
+        shutil.copy(file, killed)
+    await log.close()
+    log = await SqliteLog.open(killed)
+    SickConnection.said.clear()
+    assert all(one.duplicate for one in await log.append(batch))
+    assert SickConnection.said.count("COMMIT") == 1
+    assert all(one.duplicate for one in await log.append(batch))
+    assert SickConnection.said.count("COMMIT") == 1, "once is enough"
+    await log.close()
+
+
+async def test_a_checkpoint_whose_fsync_fails_is_settled_like_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_checkpoints, "CHECKPOINT_COMMITS", 2)
+    log = await SqliteLog.open(tmp_path)
+    SickConnection.fails["PRAGMA wal_checkpoint(PASSIVE)"] = 1
+    for _ in range(2):
+        await log.append(events(1), durability=DURABILITY_MEMORY)
+    while SickConnection.fails["PRAGMA wal_checkpoint(PASSIVE)"]:
+        await asyncio.sleep(0.001)
+    SickConnection.said.clear()
+    await log.append(events(1))
+    said = [text for text in SickConnection.said if text.startswith(("PRAGMA wal", "COMMIT"))]
+    assert said[:2] == ["PRAGMA wal_checkpoint(RESTART)", "COMMIT"]
     await log.close()

@@ -14,6 +14,8 @@ from aither_sdk.settings import FluxSettings
 from flux_svc.logs import open_log
 from flux_svc.logs.sqlite import SqliteLog
 from flux_svc.logs.sqlite_file import FILE_NAME
+from flux_svc.tools.repair import repair
+from flux_svc.tools.verify import verify
 from tests.conformance.log_house import events, read_all
 
 
@@ -165,6 +167,43 @@ async def test_damaged_pages_are_told_and_never_read_as_events(tmp_path: Path) -
     path.write_bytes(content)
     with pytest.raises(DataLoss):
         await _open_and_read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        # One bit: "." and "," differ by it. The subjects of a page come as one text.
+        "SET subject = 'test,a'",
+        "SET subject = CAST(x'74e573742e61' AS TEXT)",
+        "SET subject = NULL",
+        "SET crc = NULL",
+        "SET crc = 'rot'",
+    ],
+)
+async def test_a_damaged_column_moves_no_other_event_and_is_refused(
+    tmp_path: Path, change: str
+) -> None:
+    log = await SqliteLog.open(tmp_path)
+    await log.append(events(3000) + events(1000, "test.b"))
+    await log.close()
+    _run(tmp_path, "PRAGMA ignore_check_constraints = ON")
+    with closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = replace(sql, ' NOT NULL', '')")
+    _run(tmp_path, f"UPDATE events {change} WHERE sequence = 20")
+    log = await SqliteLog.open(tmp_path)
+    with pytest.raises(DataLoss) as refused:
+        await log.read(0, matches=lambda subject: subject == "test.b")
+    assert "aither flux verify" in refused.value.message
+    if "subject" in change:
+        with pytest.raises(DataLoss):
+            await log.index(0)
+    await log.close()
+    assert verify(tmp_path).damaged == [(20, 20)]
+    repair(tmp_path)
+    log = await SqliteLog.open(tmp_path)
+    assert log.info().events == 3999
+    await log.close()
 
 
 async def _open_and_read(folder: Path) -> None:

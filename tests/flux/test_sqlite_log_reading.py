@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
-from flux_svc.logs import sqlite_reader, sqlite_writer
+from flux_svc.logs import sqlite_checkpoints, sqlite_reader
 from flux_svc.logs.sqlite import SqliteLog
+from flux_svc.logs.sqlite_file import FILE_NAME
+from tests.clock import FakeClock
 from tests.conformance.log_house import event, events, read_all, sequences
 
 
@@ -52,6 +56,23 @@ async def test_a_busy_loop_beside_does_not_starve_a_read(tmp_path: Path) -> None
     await log.close()
 
 
+@pytest.mark.parametrize("way", ["trim", "remove"])
+async def test_times_leave_with_the_events_they_lead_to(tmp_path: Path, way: str) -> None:
+    clock = FakeClock()
+    started_ns = clock.time_ns()
+    log = await SqliteLog.open(tmp_path, clock=clock)
+    for _ in range(50):
+        await log.append(events(2))
+        clock.advance(2)
+    await (log.trim(81) if way == "trim" else log.remove(range(1, 81)))
+    for second in range(0, 120):
+        found = await log.sequence_at(started_ns + second * 10**9)
+        assert found == min(max(81, (second + 1) // 2 * 2 + 1), 101)
+    await log.close()
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
+        assert connection.execute("SELECT count(*) FROM times").fetchone() == (10,)
+
+
 async def test_large_events_are_read_by_bytes(tmp_path: Path) -> None:
     log = await SqliteLog.open(tmp_path)
     batch = [event() for _ in range(30)]
@@ -84,8 +105,8 @@ async def test_reads_during_a_long_load_see_whole_batches(tmp_path: Path) -> Non
 async def test_the_write_ahead_log_stays_small_while_readers_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_writer, "CHECKPOINT_STUCK_PAGES", 2000)
-    monkeypatch.setattr(sqlite_writer, "CHECKPOINT_PATIENCE_MS", 5000)
+    monkeypatch.setattr(sqlite_checkpoints, "CHECKPOINT_STUCK_PAGES", 2000)
+    monkeypatch.setattr(sqlite_checkpoints, "CHECKPOINT_PATIENCE_MS", 5000)
     log = await SqliteLog.open(tmp_path)
     done = False
 

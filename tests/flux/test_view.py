@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +18,15 @@ def view_of(sequences: list[int], size: int = 10, start: int = 0) -> View:
 
 def test_readers_at_one_position_share_one_bytes_object() -> None:
     view = view_of([1, 2, 3])
+    view.readers = 2
     assert view.take(0, 10, 1000, 3).payload is view.take(0, 10, 1000, 3).payload
+
+
+def test_a_lone_reader_leaves_no_second_copy_of_what_it_took() -> None:
+    view = view_of([1, 2, 3])
+    view.readers = 1
+    payload = view.take(0, 10, 1000, 3).payload
+    assert sys.getrefcount(payload) == 2
 
 
 def test_a_batch_ends_at_the_event_limit() -> None:

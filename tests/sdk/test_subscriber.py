@@ -617,3 +617,15 @@ async def test_unknown_slow_policy_is_refused_before_anything_is_dialled() -> No
 async def test_no_address_is_told() -> None:
     with pytest.raises(InvalidArgument, match="no address"):
         Subscriber(" , ")
+
+
+async def test_a_close_that_is_cancelled_still_closes_the_channel() -> None:
+    subscriber = Subscriber("127.0.0.1:1", ["a"])
+    await subscriber.__aenter__()
+    channel = subscriber._dialler.channel
+    closing = asyncio.create_task(subscriber.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
