@@ -13,6 +13,7 @@ import struct
 import tempfile
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ class Phase(IntEnum):
     STOPPED = 3
 
 
+_LAST_PHASE = max(Phase)
+
+
 @dataclass(frozen=True, slots=True)
 class Beat:
     """One reading of the loop's word."""
@@ -71,6 +75,7 @@ class BeatCell:
         self._map = mmap.mmap(fd, _SIZE)
         self._sequence = 0
         self._facts = 0
+        _cells.add(self)
 
     @classmethod
     def create(cls) -> Self:
@@ -114,7 +119,7 @@ class BeatCell:
             magic, phase, ready, sequence, at_ns, thread_id, pid, again = _LAYOUT.unpack_from(
                 self._map, 0
             )
-            if magic != _MAGIC:
+            if magic != _MAGIC or phase > _LAST_PHASE:
                 return None
             if sequence == again:
                 return Beat(Phase(phase), bool(ready), sequence, at_ns, thread_id, pid)
@@ -178,13 +183,31 @@ class BeatCell:
         lines = text.decode(errors="replace").splitlines()
         return {line[1:]: line[0] == "+" for line in lines if line}
 
+    def detach(self) -> None:
+        """From now on it is memory of this process alone: nobody else reads what is written. Safe
+        beside threads that write, unlike closing what they write to."""
+        self._map = mmap.mmap(-1, _SIZE)
+
     def close(self) -> None:
-        self._map.close()
+        self.detach()
         os.close(self.fd)
 
     def _word(self, at: int) -> int:
         found: int = _WORD.unpack_from(self._map, at)[0]
         return found
+
+
+_cells: weakref.WeakSet[BeatCell] = weakref.WeakSet()
+"""Of this process; a module's variable because a fork is the process's. Changed by `BeatCell`."""
+
+
+def _forked() -> None:
+    """A child says nothing in its parent's name: not that it is alive, nor that it collects."""
+    for cell in _cells:
+        cell.detach()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def pack_span(trace_id: int, span_id: int) -> bytes:

@@ -8,245 +8,40 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import os
 import signal
-import socket
 import sys
 import threading
-import time
-import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from functools import partial
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-import grpc
 import structlog
 from google.protobuf.message import Message
 
-from aither.runtime.v1 import runtime_events_pb2 as runtime_pb
 from aither_sdk.beat import Phase
 from aither_sdk.errors import AitherError, ConfigError
 from aither_sdk.health import HealthBoard
+from aither_sdk.life import Life
 from aither_sdk.logs import configure_logs
-from aither_sdk.publisher import Publisher
-from aither_sdk.server import Server, open_server
 from aither_sdk.settings import Settings, load_settings
 from aither_sdk.stalls.watch import Watch
-from aither_sdk.subscriber import Subscriber
-from aither_sdk.tasks import BoundedTasks
 from aither_sdk.telemetry import Telemetry, open_telemetry
 from aither_sdk.version import VERSION
-from aither_sdk.witness.parent import Witness
+
+__all__ = ["LIFELINE_ENV", "Life", "run"]
 
 LIFELINE_ENV = "AITHER_LIFELINE_FD"
 """A file descriptor whose end of file asks the service to stop: it does not outlive its starter."""
 
-_ANNOUNCE_TIMEOUT_S = 1.0
-_TASK_LIMIT = 256
 _TOO_SLOW = 3
 """Exit status of a drain that was cut off."""
 _END_S = 2.0
 """After the drain timeout: for what was cancelled, the witness and telemetry."""
 _TELEMETRY_S = 1.0
 """For spans and log lines that are not sent yet."""
-_GC_THRESHOLDS = (20_000, 50, 20)
-"""Allocations before a collection, and collections before one of the older generations. Python's
-own 700 make a collection of every few messages: a fifth of Flux's CPU under load."""
 _log = structlog.get_logger()
-
-Announce = Callable[[str, Message], Awaitable[object]]
-
-
-class Life:
-    """One run of a service, handed to its body."""
-
-    def __init__(self, name: str, settings: Settings, watch: Watch, board: HealthBoard) -> None:
-        self.name = name
-        self.settings = settings
-        self.instance_id = watch.instance_id
-        self.tasks = BoundedTasks(name, _TASK_LIMIT, close_timeout_s=0.5)
-        self.health = board
-        self.stop_reason = ""
-        self.served = False
-        """Whether it ever came to `serving`; until then a failure is one of the start."""
-        self.telemetry = False
-        """Whether anybody is told of spans and metrics."""
-        self._watch = watch
-        self._heart = watch.heart
-        self._facts: dict[str, bool] = {}
-        self._stop = asyncio.Event()
-        self._stop_asked_s = 0.0
-        self._born_s = time.monotonic()
-        self._address = ""
-        self._announce: Announce | None = None
-        self._subscribers: weakref.WeakSet[Subscriber] = weakref.WeakSet()
-
-    def serving(self, address: str = "") -> None:
-        """The body is ready; `address` is where it serves gRPC, if it does."""
-        self._address = address
-        self.served = True
-        # What stands now stands to the end; the collector need not look at it again and again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
-        self._turn(Phase.SERVING)
-        _log.info("service.serving", address=address, health=self._health_address())
-        if self._announce is not None:
-            self.tasks.spawn("announce", self._say_started)
-
-    def set_fact(self, fact: str, holds: bool) -> None:
-        """A named condition of readiness, e.g. "flux stream up". Liveness never depends on one."""
-        if self._facts.get(fact) is not holds:
-            self._facts[fact] = holds
-            _log.info("service.fact", fact=fact, holds=holds)
-            self._turn(self._heart.phase)
-
-    @property
-    def witness(self) -> Witness | None:
-        return self._watch.witness
-
-    async def until_stop(self) -> str:
-        """Waits until the service shall end; answers why, e.g. "SIGTERM"."""
-        await self._stop.wait()
-        return self.stop_reason
-
-    @property
-    def stopping(self) -> bool:
-        return self._stop.is_set()
-
-    def stop(self, reason: str) -> None:
-        """Asks the service to drain: readiness falls now, the body ends after."""
-        if not self._stop.is_set():
-            self.stop_reason = reason
-            self._stop_asked_s = time.monotonic()
-            _log.info("service.draining", reason=reason)
-            self._turn(Phase.DRAINING)
-            self._stop.set()
-            for subscriber in self._subscribers:
-                self.tasks.try_spawn("end-subscriber", subscriber.aclose)
-
-    def serve(
-        self,
-        bind: str,
-        port: int,
-        *,
-        register: Sequence[Callable[[grpc.aio.Server], None]],
-        services: Sequence[str],
-        **options: Any,
-    ) -> AbstractAsyncContextManager[Server]:
-        """As `open_server`, with this life's health board, telemetry and the settings' security."""
-        options.setdefault("plaintext", self.settings.security.allow_plaintext)
-        options.setdefault("telemetry", self.telemetry)
-        options.setdefault("calls", self._watch.calls)
-        return open_server(
-            bind, port, register=register, services=services, board=self.health, **options
-        )
-
-    @asynccontextmanager
-    async def publisher(self, **options: Any) -> AsyncIterator[Publisher]:
-        """A Publisher to the Flux of the settings. The first one also tells of this service on
-        `runtime.<service>.started` and `.stopped`."""
-        options.setdefault("source", self.name)
-        # With Flux away, what is buffered must be given up well within the drain time.
-        options.setdefault("close_timeout_s", min(1.5, self.settings.drain_timeout_s / 3))
-        async with Publisher(self.settings.flux.address, **options) as publisher:
-
-            async def announce(subject: str, payload: Message) -> None:
-                await publisher.publish(subject, payload)
-
-            async with self.announcing(announce):
-                yield publisher
-
-    @asynccontextmanager
-    async def announcing(self, announce: Announce) -> AsyncIterator[None]:
-        """Tells of this service through `announce` while the block lasts."""
-        if self._announce is not None:
-            yield
-            return
-        self._announce = announce
-        if self._heart.phase is Phase.SERVING:
-            self.tasks.spawn("announce", self._say_started)
-        try:
-            yield
-        finally:
-            if self.stopping:
-                await self.tasks.aclose()  # they may still publish, and it is told who did not end
-            await self._say_stopped()
-            self._announce = None
-
-    def subscriber(self, filters: Sequence[str], **options: Any) -> Subscriber:
-        """A Subscriber to the Flux of the settings; its iteration ends when the service drains, so
-        that `async for event in ...` may be all that a body does."""
-        options.setdefault("client_name", self.name)
-        subscriber = Subscriber(self.settings.flux.address, filters, **options)
-        self._subscribers.add(subscriber)
-        if self.stopping:
-            self.tasks.try_spawn("end-subscriber", subscriber.aclose)
-        return subscriber
-
-    def _turn(self, phase: Phase) -> None:
-        phase = max(phase, self._heart.phase)  # who was asked to stop while starting stays draining
-        facts = all(self._facts.values())
-        self._heart.cell.write_facts(self._facts)
-        self._heart.turn(phase, ready=facts)
-        started = phase is not Phase.STARTING
-        ready = phase is Phase.SERVING and facts
-        self.health.set(live=True, started=started, ready=ready, facts=self._facts)
-
-    def _health_address(self) -> str:
-        return self.witness.address if self.witness is not None else ""
-
-    async def _say_started(self) -> None:
-        event = runtime_pb.ServiceStarted(
-            service=self.name,
-            instance_id=self.instance_id,
-            version=VERSION,
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            address=self._address,
-            health_address=self._health_address(),
-        )
-        event.startup_duration.FromNanoseconds(int((time.monotonic() - self._born_s) * 1e9))
-        try:
-            if self._announce is not None:
-                await self._announce(f"runtime.{self.name}.started", event)
-        except AitherError as error:
-            _log.info("service.start_not_told", why=error.message)
-
-    def stalled(self, events: Sequence[Message]) -> None:
-        """Tells of a stall that is over. In the loop's thread."""
-        if self._announce is not None:
-            self.tasks.try_spawn("announce-stall", partial(self._say_stall, events))
-
-    async def _say_stall(self, events: Sequence[Message]) -> None:
-        try:
-            for event in events:
-                if self._announce is not None:
-                    await self._announce(f"runtime.{self.name}.stall", event)
-        except AitherError as error:
-            _log.info("service.stall_not_told", why=error.message)
-
-    async def _say_stopped(self) -> None:
-        event = runtime_pb.ServiceStopped(
-            service=self.name,
-            instance_id=self.instance_id,
-            reason=self.stop_reason or "error",
-            cancelled_tasks=self.tasks.cancelled_at_close,
-        )
-        if self._stop_asked_s:
-            drained_s = time.monotonic() - self._stop_asked_s
-            event.drain_duration.FromNanoseconds(int(drained_s * 1e9))
-        if self._announce is None:
-            return
-        try:
-            async with asyncio.timeout(_ANNOUNCE_TIMEOUT_S):
-                await self._announce(f"runtime.{self.name}.stopped", event)
-        except (TimeoutError, AitherError) as error:
-            _log.info("service.stop_not_told", why=str(error) or "no answer in time")
-
 
 Body = Callable[[Life], Awaitable[None]]
 

@@ -171,6 +171,7 @@ class Subscriber:
                 self._reader.cancel()
                 await asyncio.wait({self._reader})
         finally:
+            self._change(connected=False, reason="closed", closed=True)
             await self._stream.aclose()
 
     async def until_started(self, timeout_s: float | None = None) -> None:

@@ -19,6 +19,8 @@ class SubscriberState:
     """LAST_PER_SUBJECT: the whole snapshot has been handled. Always True for other starts."""
     caught_up: bool = False
     """Everything that was in the log has been handled; False again when Flux says otherwise."""
+    closed: bool = False
+    """Whether it is over for good."""
 
 
 @dataclass(frozen=True, slots=True)

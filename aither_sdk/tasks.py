@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 import structlog
 
 from aither_sdk.errors import ResourceExhausted
+from aither_sdk.losses import FULL, SHUTDOWN, Losses
 
 T = TypeVar("T")
 _log = structlog.get_logger()
@@ -35,11 +36,20 @@ class BoundedTasks:
     tasks `close_timeout_s`, then cancels them and names them in `cancelled_at_close`.
     """
 
-    def __init__(self, name: str, limit: int, *, close_timeout_s: float = 2.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        limit: int,
+        *,
+        close_timeout_s: float = 2.0,
+        losses: Losses | None = None,
+    ) -> None:
+        """`losses`: is told of what is dropped; `Life.bounded_tasks` gives its own."""
         self.name = name
         self.limit = limit
         self.cancelled_at_close: tuple[str, ...] = ()
         self._close_timeout_s = close_timeout_s
+        self._losses = losses
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
         self._completed = self._failed = self._cancelled = self._dropped = 0
@@ -70,13 +80,24 @@ class BoundedTasks:
         self, name: str, work: Callable[[], Coroutine[Any, Any, T]]
     ) -> asyncio.Task[T] | None:
         """As `spawn`, but answers None where that would raise."""
-        if self._closed or len(self._tasks) >= self.limit:
-            self._dropped += 1
+        if not self.has_room:
+            self.drop(name)
             return None
         task = asyncio.get_running_loop().create_task(work(), name=f"{self.name}:{name}")
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more would be taken; for an owner that can let work wait elsewhere."""
+        return not self._closed and len(self._tasks) < self.limit
+
+    def drop(self, name: str) -> None:
+        """Counts work that is given up: by this, or by an owner whose own queue was full."""
+        self._dropped += 1
+        if self._losses is not None:
+            self._losses.note(self.name, name, SHUTDOWN if self._closed else FULL)
 
     def statistics(self) -> TaskStatistics:
         return TaskStatistics(
@@ -100,6 +121,8 @@ class BoundedTasks:
                 task.cancel()
         if left:
             self.cancelled_at_close = tuple(sorted(task.get_name() for task in left))
+            if self._losses is not None:
+                self._losses.outlived(self.cancelled_at_close)
             _log.warning("tasks.cancelled", owner=self.name, tasks=self.cancelled_at_close)
             await asyncio.wait(left, timeout=self._close_timeout_s)
 

@@ -119,6 +119,8 @@ class Worker:
         naming every bad setting.
         """
         _check(concurrency, prefetch_events, window_bytes, max_handling_s, drain_timeout_s)
+        self.cancelled_at_close: tuple[str, ...] = ()
+        """Handlers that outlived the drain, by task name."""
         self._given = Consumer(name=consumer) if isinstance(consumer, str) else consumer
         self.consumer = self._given.name
         self._window_events = concurrency + prefetch_events if handler is not None else 0
@@ -234,6 +236,7 @@ class Worker:
             finally:
                 self._resign()
                 self._end(None)
+                self._change(connected=False, reason="closed", closed=True)
                 await self._dialler.aclose()
 
     # -- how it stands
@@ -510,6 +513,7 @@ class Worker:
             after_s=self._drain_timeout_s,
             handlers=self._handlers.running,
         )
+        self.cancelled_at_close = tuple(sorted(task.get_name() for task in self._handlers.tasks))
         self._handlers.cancel()
         await asyncio.wait(self._handlers.tasks, timeout=_GOODBYE_S)
 

@@ -15,6 +15,8 @@ class WorkerState:
     """Why it is not connected; "" when it is."""
     leading: bool = False
     """Exclusive groups: whether it is the active member."""
+    closed: bool = False
+    """Whether it is over for good."""
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ import asyncio
 
 from aither_sdk.clock import SystemClock
 from aither_sdk.lifecycle import Life, run
-from aither_sdk.tasks import BoundedTasks
 from genesis_svc.config import load_config
 from genesis_svc.engine import Engine
 
@@ -18,7 +17,7 @@ async def body(life: Life) -> None:
     config = await asyncio.to_thread(load_config, life.settings.genesis)
     async with (
         life.publisher(close_timeout_s=1.5) as publisher,
-        BoundedTasks("worker", WORKERS, close_timeout_s=1.0) as work,
+        life.bounded_tasks("worker", WORKERS, close_timeout_s=1.0) as work,
     ):
         await Engine(life, config, publisher, work, SystemClock()).run()
 

@@ -15,6 +15,7 @@ from aither.flux.v1 import event_pb2, flux_service_pb2
 from aither_sdk.clock import Clock
 from aither_sdk.errors import AitherError, DeadlineExceeded, FailedPrecondition, Unavailable
 from aither_sdk.events import new_event
+from aither_sdk.life import STREAM_UP
 from aither_sdk.lifecycle import Life
 from aither_sdk.publisher import Publisher
 from aither_sdk.subscriber import EARLIEST, Start, Subscriber, SubscriberState
@@ -28,7 +29,6 @@ from genesis_svc.tick import Tick
 from genesis_svc.worker import Worker
 from genesis_svc.world import FILTERS
 
-STREAM_UP = "flux stream up"
 ON_TIME = "tick on time"
 
 EARLY_GATHER_S = 0.02
@@ -91,7 +91,7 @@ class Engine:
 
     async def _follow(self) -> None:
         """Recovers, then folds what comes, for ever."""
-        self._life.set_fact(STREAM_UP, False)
+        self._life.set_fact(STREAM_UP, False)  # `life.subscriber` knows of it only after recovery
         snapshot, log_epoch = await newest_snapshot(self._life)
         beginning = begin(self._config, snapshot, log_epoch, self._clock)
         seed = self._life.settings.genesis.seed
@@ -152,7 +152,6 @@ class Engine:
     def _stream_changed(self, state: SubscriberState) -> None:
         """Nothing is judged while the stream is down, nor before the world was whole once. To fall
         behind later stops nothing: a busy log must not starve the tick."""
-        self._life.set_fact(STREAM_UP, state.connected)
         if not state.connected:
             self._live.clear()
         elif self._claimed.is_set() or _is_whole(state):

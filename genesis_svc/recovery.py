@@ -48,7 +48,11 @@ async def newest_snapshot(life: Life) -> tuple[genesis_events_pb2.GenesisSnapsho
             complete.set()
 
     async with life.subscriber(
-        [SNAPSHOT], start=LAST_PER_SUBJECT, client_name="genesis recovery", on_state=looked
+        [SNAPSHOT],
+        start=LAST_PER_SUBJECT,
+        client_name="genesis recovery",
+        on_state=looked,
+        fact=None,  # a look at the log, not the stream that Genesis lives on
     ) as events:
 
         async def read() -> None:
@@ -63,8 +67,8 @@ async def newest_snapshot(life: Life) -> tuple[genesis_events_pb2.GenesisSnapsho
                 else:
                     _log.error("genesis.snapshot_unreadable", sequence=event.sequence)
 
-        reading = asyncio.ensure_future(read())
-        waiting = asyncio.ensure_future(complete.wait())
+        reading = asyncio.create_task(read(), name="genesis:recovery:read")
+        waiting = asyncio.create_task(complete.wait(), name="genesis:recovery:complete")
         try:
             await asyncio.wait((reading, waiting), return_when=asyncio.FIRST_COMPLETED)
             if reading.done():

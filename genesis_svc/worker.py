@@ -85,6 +85,7 @@ class Worker:
             return
         if len(self._waiting) >= MAX_WAITING:
             self.refused += 1
+            self._tasks.drop(request.task_id)
             _log.warning("worker.full", task=request.task_id, waiting=len(self._waiting))
             return
         self._taken[order.key] = None
@@ -102,10 +103,10 @@ class Worker:
             if key and key in self._busy_keys:
                 held.append(order)
                 continue
-            task = self._tasks.try_spawn(order.request.task_id, partial(self._work, order))
-            if task is None:
+            if not self._tasks.has_room:
                 held.append(order)
                 break
+            task = self._tasks.spawn(order.request.task_id, partial(self._work, order))
             if key:
                 self._busy_keys.add(key)
             task.add_done_callback(partial(self._ended, key))

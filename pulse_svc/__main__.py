@@ -11,7 +11,7 @@ from pulse_svc.board import Board
 from pulse_svc.checks import CheckTools, open_check
 from pulse_svc.checks.http import open_session
 from pulse_svc.default_fleet import default_fleet
-from pulse_svc.emitter import Emitter
+from pulse_svc.emitter import Emitter, flux_of_clients
 from pulse_svc.fleet_watch import FleetWatch
 from pulse_svc.lag import LagMeter
 from pulse_svc.news import News
@@ -37,7 +37,12 @@ async def body(life: Life) -> None:
         news, watchers, vitals = News(), Watchers(), VitalsReader(settings.data_dir)
         board = Board(clock, news, watchers)
         prober = Prober(
-            board, lambda t: open_check(t, tools), clock, lag, settings.pulse.max_checks
+            board,
+            lambda t: open_check(t, tools),
+            clock,
+            lag,
+            settings.pulse.max_checks,
+            own_tasks=life.bounded_tasks,
         )
         roster = Roster(board, prober, news)
         parts = [prober.run, vitals.run]
@@ -47,7 +52,7 @@ async def body(life: Life) -> None:
             watch = FleetWatch(settings.pulse.fleet, roster, news)
             await watch.load()
             parts.append(watch.run)
-        emitter = Emitter(settings.flux.address)
+        emitter = Emitter(settings.flux.address, flux_of_clients(life.dependency))
         stack.push_async_callback(emitter.aclose)
         servicer = PulseServicer(board, roster, watchers, vitals, emitter)
         server = await stack.enter_async_context(
@@ -77,7 +82,7 @@ async def body(life: Life) -> None:
         stack.callback(lag.stop)
         async with asyncio.TaskGroup() as group:
             # A part that fails takes the service down, loudly, instead of leaving half of it.
-            tasks = [group.create_task(part(), name=part.__qualname__) for part in parts]
+            tasks = [group.create_task(part(), name=f"pulse:{part.__qualname__}") for part in parts]
             life.serving(server.address)
             await life.until_stop()
             watchers.close()

@@ -65,8 +65,15 @@ class Prober:
     """Owns the checks and runs them; results go to the board."""
 
     def __init__(
-        self, board: Board, open_check: OpenCheck, clock: Clock, lag: LagMeter, max_checks: int
+        self,
+        board: Board,
+        open_check: OpenCheck,
+        clock: Clock,
+        lag: LagMeter,
+        max_checks: int,
+        own_tasks: Callable[[str, int], BoundedTasks] = BoundedTasks,
     ) -> None:
+        self._own_tasks = own_tasks
         self._board = board
         self._open_check = open_check
         self._clock = clock
@@ -116,7 +123,7 @@ class Prober:
 
     async def run(self) -> None:
         """Until cancelled; then no check runs any more and every connection is closed."""
-        async with BoundedTasks("checks", self._max_checks + 1) as tasks:  # one is `_retire`
+        async with self._own_tasks("checks", self._max_checks + 1) as tasks:  # one is `_retire`
             try:
                 while True:
                     self._start_due(tasks)

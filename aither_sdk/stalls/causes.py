@@ -46,7 +46,9 @@ class Reading:
     suspended_ns: int = 0
     """The machine slept, or the process was seen stopped."""
     watchdog_late_ns: int = 0
-    """How late the watchdog itself ran."""
+    """How late the watchdog itself ran, waits for a CPU taken off."""
+    watchdog_wait_ns: int = 0
+    """The watchdog could run and got no CPU."""
     state: str = ""
     """Of the loop's thread, as in /proc: R, S, D, T. Empty: not known."""
     wchan: str = ""
@@ -89,6 +91,13 @@ def judge_cause(reading: Reading) -> Cause:
         return Cause.HOST_STARVED
     if _at_lock(reading) and reading.others_runnable and all_cpu_ns < half_ns:
         return Cause.HOST_STARVED  # who holds the lock gets no CPU
+    # Of a silence that ended before anybody looked, and of a lock that may be the GIL, it decides
+    # whether the process's threads waited for the machine.
+    waited_ns = (reading.run_wait_ns or 0) + reading.watchdog_wait_ns
+    if not reading.state and waited_ns >= reading.lag_ns / 4:
+        return Cause.HOST_STARVED
+    if (_at_lock(reading) or not reading.wchan) and waited_ns >= half_ns:
+        return Cause.HOST_STARVED
     if reading.state in ("S", "D"):
         return Cause.BLOCKING_SYSCALL
     if reading.handles >= _MANY:

@@ -189,6 +189,7 @@ class Watch:
             say("warning", "stall.no_evidence_without_gil", why=line.why)
         else:
             self.evidence = line
+            self._watchdog.has_witness = True
         return Witness(
             self._cell,
             bind,
@@ -210,6 +211,8 @@ class Watch:
         try:
             witness.start()
         except AitherError as error:
+            if witness.stopping:
+                return
             say("error", "witness.cannot_serve", reason=error.reason, message=error.message)
 
     def _stop_watching(self) -> None:

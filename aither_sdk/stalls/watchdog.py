@@ -24,12 +24,17 @@ from aither_sdk.stalls.gauges import (
 from aither_sdk.stalls.record import MAX_SAMPLES, Sample, SpanRef, Stall, StallId
 from aither_sdk.stalls.sampling import Seen, look, other_stacks, running_tasks
 from aither_sdk.stalls.stacks import Frame, Stack, Territory, find_culprit, heaviest
+from aither_sdk.stalls.words import say
 
 _FIRST_LOOKS = 3
 _LOOK_APART_S = 0.005
 """The first looks come close together: they tell one long callback from many short ones."""
 _WORD_S = 0.1
 """The longest time between two words in the beat cell; the witness counts on it."""
+_WITNESS_SPOKE_NS = 350_000_000
+"""The witness looks at a process that has been silent for 300 ms, and needs some to ask it."""
+_HEARING_S, _HEARING_STEPS = 0.01, 50
+_DEFECT_PAUSE_S = 0.1
 _SECOND_NS = 1_000_000_000
 
 
@@ -61,6 +66,8 @@ class _Open:
     number: int
     begin_unix_ns: int
     late_ns: int = 0
+    starved_ns: int = 0
+    """The watchdog waited for a CPU."""
     looks: list[tuple[Seen, Frame | None, int]] = field(default_factory=list)
     """What was seen, whose line it is, and the time that the look stands for."""
     looked_ns: int = 0
@@ -98,6 +105,8 @@ class Watchdog:
         ended: Callable[[Stall], None],
     ) -> None:
         self.stalls = 0
+        self.has_witness = False
+        """Whether `add_evidence` will be called for stalls that this thread cannot see."""
         self._loop = loop
         self._heart = heart
         self._gauge = gauge
@@ -116,6 +125,8 @@ class Watchdog:
         self._own_id = 0
         self._own_gauge: Schedstat | None = None
         self._woke_ns = self._woke_wait_ns = 0
+        self._starved_ns = 0
+        """For how long it waited for a CPU around its last sleep."""
         self._witnessed: Witnessed | None = None
 
     def start(self) -> None:
@@ -135,6 +146,19 @@ class Watchdog:
         self._own_gauge = Schedstat(self._own_id)
         self._woke_ns, self._woke_wait_ns = time.monotonic_ns(), self._own_wait_ns()
         while not self._stop.is_set():
+            try:
+                self._watch()
+            except Exception:
+                if self._stop.is_set():
+                    return
+                # Whatever failed in the judgement of one stall: the next one must be seen.
+                say("error", "stall.watchdog_failed", service=self._identity.service, exc_info=True)
+                self._sleep(_DEFECT_PAUSE_S)
+        self._own_gauge.close()
+        self._throttling.close()
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
             silent_ns = self._heart.mark.at_ns + BEAT_INTERVAL_NS + self._stall_after_ns
             late_ns = self._sleep((silent_ns - time.monotonic_ns()) / 1e9)
             while self._heart.gaps:
@@ -145,17 +169,15 @@ class Watchdog:
                 self._follow(mark, late_ns)
                 self._base_read_ns = 0
             self._read_base(time.monotonic_ns())
-        self._own_gauge.close()
-        self._throttling.close()
 
     def _follow(self, mark: Mark, late_ns: int) -> None:
         """One stall, from the moment in which it is one to its end."""
         self.stalls += 1
-        open_ = _Open(mark, self.stalls, _unix_ns(mark.at_ns + BEAT_INTERVAL_NS), late_ns)
+        begin_unix_ns = _unix_ns(mark.at_ns + BEAT_INTERVAL_NS)
+        open_ = _Open(mark, self.stalls, begin_unix_ns, late_ns, self._starved_ns)
         for _ in range(_FIRST_LOOKS):
             self._look(open_)
-            late_ns = self._sleep(_LOOK_APART_S)
-            open_.late_ns += late_ns
+            self._wait(open_, _LOOK_APART_S)
             if self._heart.mark is not mark:
                 break
         if self._heart.mark is mark:
@@ -163,13 +185,14 @@ class Watchdog:
         next_look_ns = 2 * self._stall_after_ns
         while self._heart.mark is mark and not self._stop.is_set():
             rest_ns = open_.begin_ns + next_look_ns - time.monotonic_ns()
-            open_.late_ns += self._sleep(min(_WORD_S, max(rest_ns, 0) / 1e9))
+            self._wait(open_, min(_WORD_S, max(rest_ns, 0) / 1e9))
             if rest_ns <= _WORD_S * 1e9 and self._heart.mark is mark:
                 next_look_ns *= 2
                 self._look(open_)
         gap = self._gap_after(mark)
         if gap is not None:
             reading = self._reading(open_, gap.lag_ns, gap.until.counters)
+            self._hear_witness(open_, reading)
             self._ended(self._stall(open_, reading, ended=True))
 
     def _tell_open(self, open_: _Open) -> None:
@@ -187,9 +210,24 @@ class Watchdog:
     def _tell_missed(self, gap: Gap, late_ns: int) -> None:
         """A silence that was over before this thread could run: something else held the GIL."""
         self.stalls += 1
-        open_ = _Open(gap.after, self.stalls, _unix_ns(gap.begin_ns), min(late_ns, gap.lag_ns))
+        late_ns = min(late_ns, gap.lag_ns)
+        open_ = _Open(gap.after, self.stalls, _unix_ns(gap.begin_ns), late_ns, self._starved_ns)
         reading = self._reading(open_, gap.lag_ns, gap.until.counters)
+        self._hear_witness(open_, reading)
         self._ended(self._stall(open_, reading, ended=True))
+
+    def _hear_witness(self, open_: _Open, reading: Reading) -> None:
+        """Waits a moment for what the witness saw of a stall that this thread did not: its word
+        lies in a pipe, whose reader needs the GIL as well, now that it is free."""
+        if not self.has_witness or reading.watchdog_late_ns < _WITNESS_SPOKE_NS:
+            return
+        wanted = StallId(self._identity.instance_id, open_.mark.sequence).text
+        for _ in range(_HEARING_STEPS):
+            found, silent_ns = self._witnessed, time.monotonic_ns() - self._heart.mark.at_ns
+            heard = found is not None and found.stall_id == wanted
+            if heard or silent_ns > BEAT_INTERVAL_NS + self._stall_after_ns or self._stop.is_set():
+                return
+            self._sleep(_HEARING_S)
 
     def _look(self, open_: _Open) -> None:
         now_ns = time.monotonic_ns()
@@ -224,6 +262,7 @@ class Watchdog:
             throttled_ns=throttled_ns - self._base[0],
             suspended_ns=slept_ns + stopped_ns - self._base[1] - self._base[2],
             watchdog_late_ns=min(open_.late_ns, lag_ns),
+            watchdog_wait_ns=min(open_.starved_ns, lag_ns),
             state=open_.state.state,
             wchan=open_.state.wchan,
             others_runnable=open_.others_runnable,
@@ -292,6 +331,10 @@ class Watchdog:
             self._tell_missed(gap, 0)
         return None
 
+    def _wait(self, open_: _Open, seconds: float) -> None:
+        open_.late_ns += self._sleep(seconds)
+        open_.starved_ns += self._starved_ns
+
     def _sleep(self, seconds: float) -> int:
         """Sleeps, beats, and answers how late it woke for want of the GIL, in nanoseconds: what it
         waited for a CPU is taken off."""
@@ -302,9 +345,9 @@ class Watchdog:
         self._heart.cell.watchdog_alive(now_ns)
         # From the end of the last sleep on: it may lose the GIL between two sleeps as well.
         late_ns = now_ns - self._woke_ns - int(asked_s * 1e9)
-        starved_ns = wait_ns - self._woke_wait_ns
+        self._starved_ns = wait_ns - self._woke_wait_ns
         self._woke_ns, self._woke_wait_ns = now_ns, wait_ns
-        return max(0, late_ns - starved_ns)
+        return max(0, late_ns - self._starved_ns)
 
     def _own_wait_ns(self) -> int:
         return self._own_gauge.run_wait_ns() if self._own_gauge is not None else 0

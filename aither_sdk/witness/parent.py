@@ -59,6 +59,8 @@ class Witness:
         self._heard = heard
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
+        self._starting = threading.Lock()
+        """Held by `start`, so that `stop` never leaves a child behind that was about to come."""
         self._keeper = threading.Thread(target=self._keep, name="witness-keeper", daemon=True)
 
     @property
@@ -70,13 +72,21 @@ class Witness:
     def start(self) -> None:
         """Blocks until it serves. Raises Unavailable when it cannot, with its reason (a taken
         port, say)."""
-        self._child = self._serve()
-        self._keeper.start()
+        with self._starting:
+            if self._stopping.is_set():
+                raise Unavailable("the service ends", reason="WITNESS_FAILED")
+            self._child = self._serve()
+            self._keeper.start()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
 
     def stop(self) -> None:
         """Ends the child by closing its stdin, by SIGKILL where that is not heard. Blocks."""
         self._stopping.set()
-        child = self._child
+        with self._starting:
+            child = self._child
         if child is not None:
             _end(child)
         if self._keeper.is_alive():
@@ -160,9 +170,17 @@ class Witness:
         assert child.stdout is not None
         try:
             for line in child.stdout:
-                self._heard(json.loads(line))
-        except ValueError:  # cut off by its death, or closed by `stop`
+                self._hear(line)
+        except (OSError, ValueError):  # closed by `stop`
             return
+
+    def _hear(self, line: bytes) -> None:
+        try:
+            self._heard(json.loads(line))
+        except (ValueError, LookupError, TypeError):
+            # Cut off by its death, or a library's own words. The next line may be evidence, and
+            # who stops to read would block the child in the end.
+            say("warning", "witness.not_understood", line=line[:200].decode(errors="replace"))
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from aither_sdk.beat import Beat
@@ -30,15 +31,23 @@ _EXPORT_TIMEOUT_S = 2.0
 _QUEUE = 16
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    span: FinishedSpan
+    line: dict[str, object]
+    evidence: dict[str, object] | None = None
+    """For the service."""
+
+
 class Voice:
     """Tells in order; what finds no room is dropped and said so."""
 
     def __init__(self, exporter: Exporter | None, resource: dict[str, str]) -> None:
         self._exporter = exporter
         self._resource = resource
-        self._queue: queue.Queue[tuple[FinishedSpan, dict[str, object]] | None] = queue.Queue(
-            _QUEUE
-        )
+        self._queue: queue.Queue[_Told | None] = queue.Queue(_QUEUE)
+        self._dropped = 0
+        """Words for which there was no room, since the last one that was said."""
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -52,13 +61,14 @@ class Voice:
             "stall_trace_id": f"{stall.trace_id:032x}",
             "stack": spell_stack(stall.stack) if stall.stack else None,
         }
-        self._put(span_of(DETECTED, stall, 0), fields)
         # The service itself saw nothing; it is told what to say when it can speak again.
         stacks = (stall.stack, *stall.other_stacks)
         spelled = [[(f.function, f.file, f.line) for f in stack] for stack in stacks]
         span = stall.interrupted
         ids = [span.trace_id, span.span_id] if span is not None else None
-        say(stall_id=stall.stall_id.text, stacks=spelled, interrupted=ids)
+        evidence: dict[str, object] = {"stall_id": stall.stall_id.text, "stacks": spelled}
+        evidence["interrupted"] = ids
+        self._put(_Told(span_of(DETECTED, stall, 0), fields, evidence))
 
     def tell_exit(self, how: str, beat: Beat, silent: Stall | None) -> None:
         """The service is gone without a farewell; `silent`: what is known of a stall that it died
@@ -92,26 +102,31 @@ class Voice:
             "phase": beat.phase.name.lower(),
             "stall": line_of(silent) if silent is not None else None,
         }
-        self._put(span, fields)
+        self._put(_Told(span, fields))
 
     def close(self) -> None:
-        self._queue.put(None)
-        self._thread.join(2 * _EXPORT_TIMEOUT_S)
+        with suppress(queue.Full):  # it cannot speak; nobody waits for it
+            self._queue.put(None, timeout=_EXPORT_TIMEOUT_S)
+            self._thread.join(2 * _EXPORT_TIMEOUT_S)
 
-    def _put(self, span: FinishedSpan, fields: dict[str, object]) -> None:
+    def _put(self, told: _Told) -> None:
+        """Never waits: neither pipe may be read while the service stands still."""
         try:
-            self._queue.put_nowait((span, fields))
+            self._queue.put_nowait(told)
         except queue.Full:
-            _write({"event": "witness.told_less", "level": "warning", "dropped": span.name})
+            self._dropped += 1
 
     def _run(self) -> None:
         while (told := self._queue.get()) is not None:
-            span, fields = told
+            span, fields = told.span, told.line
+            if told.evidence is not None:
+                say(**told.evidence)
             if self._exporter is not None and not self._exporter.export([span], _EXPORT_TIMEOUT_S):
                 fields["span_not_sent"] = self._exporter.last_failure
             _write(
                 {
                     **{key: value for key, value in fields.items() if value is not None},
+                    **self._take_dropped(),
                     "service": self._resource.get("service.name", ""),
                     "by": "witness",
                     "timestamp": datetime.now(UTC).isoformat(),
@@ -119,6 +134,10 @@ class Voice:
             )
         if self._exporter is not None:
             self._exporter.close()
+
+    def _take_dropped(self) -> dict[str, object]:
+        dropped, self._dropped = self._dropped, 0
+        return {"words_dropped": dropped} if dropped else {}
 
 
 def say(**fields: object) -> None:

@@ -78,3 +78,29 @@ def test_code_is_never_blamed_for_what_lies_outside(reading: Reading) -> None:
         assert cause in EXCUSED
     if cause is Cause.CPU_ON_LOOP:
         assert used_ns >= min(half_ns, reading.threshold_ns)
+
+
+def test_a_silence_that_nobody_looked_at_is_the_machines_if_it_had_no_cpu_for_us() -> None:
+    unseen = Reading(lag_ns=130_000_000, loop_cpu_ns=2_000_000, process_cpu_ns=5_000_000)
+    starved = replace(unseen, run_wait_ns=20_000_000, watchdog_wait_ns=30_000_000)
+    assert judge_cause(starved) is Cause.HOST_STARVED
+    blocked = replace(unseen, run_wait_ns=1_000_000, watchdog_wait_ns=2_000_000)
+    assert judge_cause(blocked) is Cause.BLOCKING_SYSCALL
+
+
+def test_only_a_wait_that_may_be_for_the_gil_is_excused_by_a_busy_machine() -> None:
+    waiting = Reading(
+        lag_ns=200_000_000,
+        loop_cpu_ns=2_000_000,
+        process_cpu_ns=5_000_000,
+        run_wait_ns=50_000_000,
+        watchdog_wait_ns=60_000_000,
+        state="S",
+    )
+    assert judge_cause(replace(waiting, wchan="futex_wait_queue")) is Cause.HOST_STARVED
+    assert judge_cause(replace(waiting, wchan="")) is Cause.HOST_STARVED
+    assert judge_cause(replace(waiting, wchan="hrtimer_nanosleep")) is Cause.BLOCKING_SYSCALL
+    assert (
+        judge_cause(replace(waiting, wchan="futex_wait_queue", watchdog_wait_ns=10_000_000))
+        is Cause.BLOCKING_SYSCALL
+    )
