@@ -19,33 +19,48 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aither_sdk.breaker import BreakerRules
+    from aither_sdk.bulkhead import Bulkhead
     from aither_sdk.channels import open_channel
-    from aither_sdk.consumers import new_consumer
+    from aither_sdk.consumers import Consumers, new_consumer
+    from aither_sdk.dependency import Dependency
     from aither_sdk.errors import AitherError, ConfigError
-    from aither_sdk.events import fields_of, payload_of
+    from aither_sdk.events import fields_of, new_event, payload_of
     from aither_sdk.lifecycle import Life, run
     from aither_sdk.publisher import Publisher
+    from aither_sdk.requests import Requester, refuse, reply
     from aither_sdk.settings import Settings, load_settings
     from aither_sdk.stalls.watch import Watch, watch
     from aither_sdk.subscriber import Subscriber
     from aither_sdk.tasks import BoundedTasks
-    from aither_sdk.worker import Worker
+    from aither_sdk.worker import Park, Retry, Worker, current_delivery
 
 _HOMES = {
     "AitherError": "errors",
     "BoundedTasks": "tasks",
+    "BreakerRules": "breaker",
+    "Bulkhead": "bulkhead",
     "ConfigError": "errors",
+    "Consumers": "consumers",
+    "Dependency": "dependency",
     "Life": "lifecycle",
+    "Park": "worker",
     "Publisher": "publisher",
+    "Requester": "requests",
+    "Retry": "worker",
     "Settings": "settings",
     "Subscriber": "subscriber",
     "Watch": "stalls.watch",
     "Worker": "worker",
+    "current_delivery": "worker",
     "fields_of": "events",
     "load_settings": "settings",
     "new_consumer": "consumers",
+    "new_event": "events",
     "open_channel": "channels",
     "payload_of": "events",
+    "refuse": "requests",
+    "reply": "requests",
     "run": "lifecycle",
     "watch": "stalls.watch",
 }
@@ -53,18 +68,29 @@ _HOMES = {
 __all__ = [
     "AitherError",
     "BoundedTasks",
+    "BreakerRules",
+    "Bulkhead",
     "ConfigError",
+    "Consumers",
+    "Dependency",
     "Life",
+    "Park",
     "Publisher",
+    "Requester",
+    "Retry",
     "Settings",
     "Subscriber",
     "Watch",
     "Worker",
+    "current_delivery",
     "fields_of",
     "load_settings",
     "new_consumer",
+    "new_event",
     "open_channel",
     "payload_of",
+    "refuse",
+    "reply",
     "run",
     "watch",
 ]

@@ -1,8 +1,8 @@
 """The loop's stack, its task and its trace context, taken from another thread.
 
 Only what is safe beside a running loop on Python 3.11 to 3.14: `sys._current_frames`, the frame of
-`asyncio.events.Handle._run` (so the loop is the standard library's; on another the stack alone is
-known), and copies of sets that the interpreter makes in one step.
+`asyncio.events.Handle._run` (of the standard library's loop; on another one tasks are known, bare
+callbacks have no name and no span), and copies of sets that the interpreter makes in one step.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from opentelemetry import trace
 from aither_sdk.stalls.stacks import Frame, Stack
 
 _RUN: CodeType = events.Handle._run.__code__
+_RUNNERS = ("asyncio", "uvloop")
+"""Whoever is found in these and in no callback waits for events."""
 _MAX_FRAMES = 200
 _MAX_TASKS = 5_000
 _NAMED_COROUTINES = 10
@@ -48,6 +50,11 @@ class Seen:
         return found if found.is_valid else None
 
 
+def is_foreign(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether the loop is not the standard library's and runs callbacks in a way of its own."""
+    return not isinstance(loop, asyncio.BaseEventLoop)
+
+
 def look(loop: asyncio.AbstractEventLoop, ident: int) -> Seen | None:
     """Looks at the thread `ident` in which `loop` runs. None: it has ended. About 50 us."""
     frame = sys._current_frames().get(ident)
@@ -65,8 +72,21 @@ def look(loop: asyncio.AbstractEventLoop, ident: int) -> Seen | None:
             held = getattr(handle, "_context", None)
             context = held.copy() if isinstance(held, Context) else None
         at = at.f_back
+    if handle is None and is_foreign(loop):
+        handle, context = _foreign(loop, frame)
     task_name, coroutine = _task(loop, handle)
     return Seen(tuple(reversed(stack)), handle, task_name, coroutine, context)
+
+
+def _foreign(loop: asyncio.AbstractEventLoop, frame: FrameType) -> tuple[Any, Context | None]:
+    """What runs in another loop, such as uvloop, whose callbacks have no frame: the task; its
+    context where Python tells it (3.12 on)."""
+    task = _current_task(loop)
+    if task is not None:
+        get_context: Any = getattr(task, "get_context", None)
+        return task, get_context().copy() if get_context is not None else None
+    module = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return (None if module in _RUNNERS else frame.f_code), None
 
 
 def other_stacks(but: frozenset[int], limit: int = 4) -> list[Stack]:
@@ -113,15 +133,19 @@ def _all_tasks(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
 def _task(loop: asyncio.AbstractEventLoop, handle: Any) -> tuple[str, str]:
     if handle is None:
         return "", ""
-    try:
-        task = asyncio.current_task(loop)
-    except RuntimeError:
-        task = None
+    task = _current_task(loop)
     if task is not None:
         return task.get_name(), _coroutine(task)
-    callback = getattr(handle, "_callback", None)
+    callback = getattr(handle, "_callback", handle)
     name = getattr(callback, "__qualname__", None) or type(callback).__qualname__
     return "", f"{getattr(callback, '__module__', '') or ''}.{name}"
+
+
+def _current_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task(loop)
+    except RuntimeError:
+        return None
 
 
 def _coroutine(task: asyncio.Task[Any]) -> str:

@@ -29,6 +29,7 @@ from aither_sdk.stalls.evidence import EvidenceLine, Unavailable
 from aither_sdk.stalls.gauges import Collections, LoopGauge
 from aither_sdk.stalls.quota import Quota
 from aither_sdk.stalls.record import SpanRef
+from aither_sdk.stalls.sampling import is_foreign
 from aither_sdk.stalls.sinks import open_sink
 from aither_sdk.stalls.stacks import Frame, survey
 from aither_sdk.stalls.telling import Announce, Teller, lag_observer
@@ -152,6 +153,13 @@ class Watch:
             )
         _watched.add(loop)
         self._loop = loop
+        if is_foreign(loop):
+            say(
+                "warning",
+                "stall.foreign_loop",
+                loop=type(loop).__module__,
+                lost="names and traces of bare callbacks; of tasks before Python 3.12 the traces",
+            )
         resource = {"service.name": self.service, "service.instance.id": self.instance_id}
         self._collections.start()
         self._gauge = LoopGauge(self._collections)

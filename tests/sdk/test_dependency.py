@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import grpc
 import pytest
 
 from aither_sdk.breaker import BreakerRules, BreakerState
@@ -124,3 +125,35 @@ async def test_a_slow_dependency_holds_up_only_its_limit() -> None:
         call.cancel()
     await asyncio.wait(calls)
     assert sense.statistics().running == 0
+
+
+async def test_a_caller_in_haste_opens_no_breaker() -> None:
+    flux = Dependency("flux", deadline_s=5, limit=4, fair_s=1.0)
+
+    async def upstream_deadline() -> None:
+        raise DeadlineExceeded("the wire said so first")
+
+    for _ in range(20):
+        with pytest.raises(DeadlineExceeded):
+            await flux.call(asyncio.Event().wait, deadline_s=0.001)
+        with pytest.raises(DeadlineExceeded):
+            await flux.call(upstream_deadline, deadline_s=0.5)
+    assert flux.statistics().state is BreakerState.CLOSED
+    for _ in range(5):
+        with pytest.raises(DeadlineExceeded):
+            await flux.call(upstream_deadline)
+    assert flux.statistics().state is BreakerState.OPEN
+
+
+async def test_an_untyped_answer_of_a_well_server_opens_no_breaker() -> None:
+    metadata = grpc.aio.Metadata()
+    answer = grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, metadata, metadata, "no such thing")
+
+    async def ask() -> None:
+        raise answer
+
+    flux = Dependency("flux", deadline_s=5, limit=4)
+    for _ in range(20):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await flux.call(ask)
+    assert flux.statistics().state is BreakerState.CLOSED

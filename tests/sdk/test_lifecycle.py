@@ -215,6 +215,74 @@ async with life.announcing(say):
         assert "runtime.probe.stopped ['probe:stubborn']" in output
 
 
+def test_work_that_a_part_drops_or_leaves_is_told_by_its_service() -> None:
+    body = """
+async def say(subject, payload):
+    print(subject, " ".join(str(payload).split()), flush=True)
+
+async def stubborn():
+    await asyncio.sleep(600)
+
+async with life.announcing(say):
+    life.serving()
+    async with life.bounded_tasks("part", 1, close_timeout_s=0.05) as tasks:
+        tasks.spawn("stubborn", stubborn)
+        for number in range(3):
+            tasks.try_spawn(f"late {number}", stubborn)
+        await life.until_stop()
+"""
+    with service(body) as process:
+        until_it_says(process, 'task_dropped service: "probe" owner: "part" task_name: "late 2"')
+        process.terminate()
+        output, _ = process.communicate(timeout=20)
+        assert 'cancelled_tasks: "part:stubborn"' in output
+
+
+WORKER = """
+async def handle(event):
+    print("handling", event.subject, flush=True)
+    await publisher.publish("demo.handled")
+    await asyncio.sleep(0.3)
+    print("handled", flush=True)
+
+async with (
+    life.publisher() as publisher,
+    life.worker(new_consumer("demo", ["demo.task"]), handle) as worker,
+):
+    life.serving()
+    print("ready" if life.health.status("readiness") == 1 else "waits", flush=True)
+    await worker.until_started(20)
+    await publisher.publish("demo.task")
+    print("ready" if life.health.status("readiness") == 1 else "waits", flush=True)
+    await worker.until_over()
+print("drained", worker.statistics().acked, flush=True)
+"""
+
+
+def test_a_worker_of_a_life_is_a_condition_of_readiness_and_drains(tmp_path: Path) -> None:
+    script = "from aither_sdk import new_consumer\n" + SCRIPT
+    indented = "\n".join("    " + line for line in WORKER.strip().splitlines())
+    with running("flux_svc", tmp_path) as flux:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script.format(body=indented)],
+            env={**os.environ, "AITHER_FLUX__ADDRESS": flux.address},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            until_it_says(process, "waits")
+            until_it_says(process, "ready")
+            until_it_says(process, "handling demo.task")
+            process.terminate()
+            output, _ = process.communicate(timeout=20)
+            assert output.split("\n")[:2] == ["handled", "drained 1"]
+            assert process.returncode == 0
+        finally:
+            process.kill()
+            process.communicate()
+
+
 def test_a_service_of_seventeen_lines_answers_and_drains(tmp_path: Path) -> None:
     """The shipped example, against a real Flux."""
     example = Path(__file__).parents[2] / "examples" / "07_new_service.py"

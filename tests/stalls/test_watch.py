@@ -20,7 +20,7 @@ import pytest
 import aither_sdk
 from aither_sdk.beat import BeatCell, Phase
 from aither_sdk.errors import FailedPrecondition
-from aither_sdk.stalls import evidence, gauges
+from aither_sdk.stalls import evidence, gauges, sampling
 from aither_sdk.stalls.evidence import EvidenceLine, Unavailable, ask_thread
 from aither_sdk.stalls.stacks import parse_dump
 from aither_sdk.witness.parent import Witness
@@ -266,6 +266,182 @@ def test_facts_and_spans_pass_through_the_cell() -> None:
     assert cell.running_span() == (5, 6)
     cell.leave_span()
     assert cell.running_span() is None
+    cell.close()
+
+
+def heard_from(module: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What that room says in the log from now on."""
+    said: list[str] = []
+    monkeypatch.setattr(f"{module}.say", lambda _level, event, **_fields: said.append(event))
+    return said
+
+
+async def test_a_defect_in_the_judgement_of_one_stall_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, failures = sampling.look, [RuntimeError("on purpose")]
+    said = heard_from("aither_sdk.stalls.watchdog", monkeypatch)
+
+    def fail_once(*arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return real(*arguments)
+
+    monkeypatch.setattr("aither_sdk.stalls.watchdog.look", fail_once)
+    with aither_sdk.watch() as watch:
+        for _ in range(2):
+            await asyncio.sleep(0.15)
+            time.sleep(0.3)  # noqa: ASYNC251
+        async with asyncio.timeout(LIMIT_S):
+            while watch._watchdog.stalls < 2:
+                await asyncio.sleep(0.02)
+    assert watch.stalls >= 2
+    assert said == ["stall.watchdog_failed"]
+
+
+def test_a_forked_child_says_nothing_in_its_parents_cell() -> None:
+    cell = BeatCell.create()
+    cell.write(Phase.SERVING, True)
+    child = os.fork()
+    if child == 0:
+        cell.collecting(5)
+        cell.turn(Phase.STOPPED, False)
+        cell.write_facts({"db": False})
+        os._exit(0)
+    os.waitpid(child, 0)
+    beat = cell.read()
+    assert beat is not None
+    assert (beat.phase, beat.ready) == (Phase.SERVING, True)
+    assert cell.collecting_since_ns == 0
+    assert cell.read_facts() == {}
+    cell.close()
+
+
+def test_who_writes_to_a_closed_cell_harms_nobody() -> None:
+    cell = BeatCell.create()
+    cell.close()
+    cell.write(Phase.STOPPED, False)
+    cell.watchdog_alive(1)
+
+
+def test_a_cell_with_an_impossible_phase_is_no_beat() -> None:
+    cell = BeatCell.create()
+    cell.write(Phase.SERVING, True)
+    os.pwrite(cell.fd, b"\x63\x00", 4)
+    assert cell.read() is None
+    cell.close()
+
+
+AS_ON_MACOS = """
+import asyncio, faulthandler, logging, os, platform, time
+from pathlib import Path
+del os.memfd_create, faulthandler.register
+from aither_sdk.stalls import gauges
+gauges._PROC = "/nowhere"
+gauges._read = lambda path: b""
+import aither_sdk
+logging.basicConfig(format="%(message)s")
+async def main():
+    async with aither_sdk.watch(health_port=0) as watch:
+        await asyncio.sleep(0.2)
+        time.sleep(0.5)
+        await asyncio.sleep(0.2)
+        print(watch.witness.address)
+asyncio.run(main())
+"""
+
+
+def test_a_platform_without_memfd_signal_and_proc_is_watched_and_told_what_it_lacks() -> None:
+    ended = run_script(AS_ON_MACOS)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("stall.no_evidence_without_gil") == 1
+    assert "this platform has no faulthandler.register" in ended.stderr
+    assert "blocking_syscall in __main__.main (<string>:13)" in ended.stderr
+    assert ended.stdout.startswith("127.0.0.1:")
+
+
+OWN_PROVIDER = """
+import asyncio, time
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+told = []
+class Kept(SpanExporter):
+    def export(self, spans):
+        now = time.monotonic()
+        told.extend((span.name, span.context.trace_id, span.parent, now) for span in spans)
+        return SpanExportResult.SUCCESS
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(Kept()))
+trace.set_tracer_provider(provider)
+import aither_sdk
+async def main():
+    with aither_sdk.watch("own"):
+        await asyncio.sleep(0.2)
+        with trace.get_tracer("own").start_as_current_span("mine") as mine:
+            await asyncio.sleep(0)
+            time.sleep(0.6)
+            end = time.monotonic()
+        await asyncio.sleep(0.3)
+    trace_id = mine.get_span_context().trace_id
+    for name, found, parent, at in told:
+        if found == trace_id and parent is not None:
+            print(name, at < end)
+asyncio.run(main())
+"""
+
+
+def test_a_programs_own_tracer_provider_is_told_in_the_interrupted_trace() -> None:
+    quiet = {name: "" for name in os.environ if name.startswith("OTEL_EXPORTER")}
+    ended = run_script(OWN_PROVIDER, **quiet)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.split("\n")
+    assert "event_loop.stall.detected True" in lines, ended.stderr
+    assert "event_loop.stall False" in lines
+
+
+def test_another_loop_than_the_standard_one_is_looked_at_by_its_tasks() -> None:
+    class Foreign:
+        pass
+
+    loop: Any = Foreign()
+    assert sampling.is_foreign(loop)
+    seen = sampling.look(loop, threading.get_ident())
+    assert seen is not None
+    assert seen.handle is not None  # this very function: no runner waits for events here
+    assert seen.context is None
+    own = asyncio.new_event_loop()
+    standard = sampling.look(own, threading.get_ident())
+    own.close()
+    assert standard is not None
+    assert standard.handle is None
+
+
+def test_what_a_witness_says_that_is_no_evidence_stops_nobody_from_listening(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = heard_from("aither_sdk.witness.parent", monkeypatch)
+    heard: list[Any] = []
+
+    def hear(said: dict[str, Any]) -> None:
+        heard.append(said["stall_id"])
+
+    cell = BeatCell.create()
+    witness = Witness(cell, "127.0.0.1", 0, [], heard=hear)
+    for line in (b"a library's own words\n", b"{}\n", b"[]\n", b'{"stall_id": "1"}\n'):
+        witness._hear(line)
+    assert heard == ["1"]
+    assert said == ["witness.not_understood"] * 3
+    cell.close()
+
+
+def test_a_witness_that_was_stopped_does_not_start() -> None:
+    cell = BeatCell.create()
+    witness = Witness(cell, "127.0.0.1", 0, [])
+    witness.stop()
+    with pytest.raises(aither_sdk.AitherError, match="the service ends"):
+        witness.start()
+    assert witness.pid == 0
     cell.close()
 
 
