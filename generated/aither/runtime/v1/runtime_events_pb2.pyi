@@ -491,7 +491,7 @@ class TaskDropped(_message.Message):
     task_name: _builtins.str
     """The task."""
     reason: _builtins.str
-    """Why: "full", "timeout", "shutdown"."""
+    """Why: "full", "timeout", "shutdown", or "breaker_open": what it needs had failed too often."""
     dropped_tasks: _builtins.int
     """How many since the last such event of this owner, this one included."""
     def __init__(
