@@ -67,16 +67,20 @@ def judge_cause(reading: Reading) -> Cause:
     half_ns = reading.lag_ns / 2
     cpu_ns = reading.loop_cpu_ns or 0
     all_cpu_ns = max(reading.process_cpu_ns or 0, cpu_ns)
+    # Collections are timed by the clock on the wall, which runs on while nobody has a CPU.
+    gc_ns = reading.gc_ns
+    if reading.process_cpu_ns is not None:
+        gc_ns = min(gc_ns, all_cpu_ns)
     late = reading.watchdog_late_ns >= half_ns
     if reading.suspended_ns >= half_ns:
         return Cause.SUSPENDED
     if reading.throttled_ns >= half_ns:
         return Cause.THROTTLED
     # On a busy machine the CPU time stretches; a callback that used the threshold is slow anywhere.
-    own_fault = max(cpu_ns, reading.gc_ns) >= max(reading.threshold_ns, reading.lag_ns / 4)
+    own_fault = max(cpu_ns, gc_ns) >= max(reading.threshold_ns, reading.lag_ns / 4)
     if (reading.run_wait_ns or 0) >= half_ns and not own_fault:
         return Cause.HOST_STARVED
-    if reading.gc_ns >= half_ns or (own_fault and reading.gc_ns >= cpu_ns / 2):
+    if gc_ns >= half_ns or (own_fault and gc_ns >= cpu_ns / 2):
         return Cause.GC
     if cpu_ns >= half_ns or own_fault:
         return Cause.MANY_CALLBACKS if reading.handles >= _MANY else Cause.CPU_ON_LOOP

@@ -98,6 +98,8 @@ class Stall:
     """Whether it was seen while it was open."""
     witness: bool = False
     """Told by the witness, because the process itself could not."""
+    again: bool = False
+    """The witness told of it before it knew the line."""
     culprit: Frame | None = None
     stack: Stack = ()
     task_name: str = ""
@@ -125,9 +127,9 @@ class Stall:
     def span(self) -> SpanRef:
         """The span that tells of it now."""
         name = "stall" if self.ended else "detected"
-        return SpanRef(
-            self.trace_id, self.stall_id.span_id(f"{name}{'/witness' if self.witness else ''}")
-        )
+        name += "/witness" if self.witness else ""
+        name += "/again" if self.again else ""
+        return SpanRef(self.trace_id, self.stall_id.span_id(name))
 
 
 @dataclass(frozen=True, slots=True)

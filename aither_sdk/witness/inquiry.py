@@ -88,11 +88,16 @@ class Inquiry:
             self._before = (now_ns, self._cpu_of_threads())
             return
         if lag_ns >= self._next_ns and now_ns - self._cell.watchdog_ns >= _BOTH_SILENT_NS:
-            first = self.last is None
-            self._next_ns = 2 * lag_ns
-            self.last = await self._inquire(beat)
-            if first:
-                self._tell(self.last)
+            before, self._next_ns = self.last, 2 * lag_ns
+            found = await self._inquire(beat)
+            if before is None:
+                self._tell(found)
+            elif before.culprit is None and found.culprit is not None:
+                # A thread that gets no CPU cannot write its stack; by now it could.
+                found = replace(found, again=True)
+                self._tell(found)
+            known = before is not None and before.culprit is not None
+            self.last = before if known and found.culprit is None else found
 
     def silent(self) -> Stall | None:
         """What to say of the silence that lasts, however little it is; None: there is none."""

@@ -104,3 +104,15 @@ def test_only_a_wait_that_may_be_for_the_gil_is_excused_by_a_busy_machine() -> N
         judge_cause(replace(waiting, wchan="futex_wait_queue", watchdog_wait_ns=10_000_000))
         is Cause.BLOCKING_SYSCALL
     )
+
+
+def test_a_collection_that_got_no_cpu_is_the_machines() -> None:
+    starved = Reading(
+        lag_ns=490 * MS,
+        loop_cpu_ns=60 * MS,
+        process_cpu_ns=70 * MS,
+        gc_ns=260 * MS,
+        run_wait_ns=400 * MS,
+    )
+    assert judge_cause(starved) is Cause.HOST_STARVED
+    assert judge_cause(replace(starved, process_cpu_ns=400 * MS)) is Cause.GC

@@ -79,7 +79,7 @@ async def check_once(process: Stalling, kind: str, cause: str, seconds: float) -
     )
     if kind != "callbacks":
         for span in (detected, whole):
-            assert told_of(span)["code.line.number"] in blamed_lines(kind), told_of(span)
+            assert told_of(span).get("code.line.number") in blamed_lines(kind), told_of(span)
     return detected, whole
 
 
@@ -109,10 +109,11 @@ async def test_blocking_calls_are_named_with_line_task_and_kernel_function() -> 
 
 async def test_code_that_computes_is_named_though_it_leaves_the_watchdog_little_time() -> None:
     async with stalling() as process:
-        for kind in ("python", "big_json"):
-            _, whole = await check(process, kind, "cpu_on_loop", seconds=1.2)
-            interrupted = await interrupted_by(process, kind, whole)
-            assert whole.parent_span_id == interrupted.span_id
+        _, whole = await check(process, "python", "cpu_on_loop", seconds=1.2)
+        interrupted = await interrupted_by(process, "python", whole)
+        assert whole.parent_span_id == interrupted.span_id
+        # One call that holds the GIL to its end: nobody can look whose trace it interrupted.
+        await check(process, "big_json", "cpu_on_loop", seconds=1.2)
         _, whole = await check(process, "callbacks", "many_callbacks")
         assert told_of(whole)["code.function.name"].endswith("tiny")
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
+from dataclasses import replace
 from typing import Any
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from aither_sdk.beat import Beat, BeatCell, Phase
+from aither_sdk.stalls.causes import Cause, Reading
+from aither_sdk.stalls.record import Stall
+from aither_sdk.stalls.stacks import Frame, survey
 from aither_sdk.witness.exits import spell_status
+from aither_sdk.witness.inquiry import Inquiry
 from tests.stalls.stalled import blamed_lines, process_is_there, stalling
 from tests.stalls.test_stall_kinds import told_of
 
@@ -77,13 +85,40 @@ async def test_a_stopped_service_is_suspended_and_stays_alive() -> None:
 
 async def test_a_witness_killed_in_a_stall_comes_back_in_the_stall() -> None:
     async with stalling() as process:
-        await process.begin("sleep", 5)
+        await process.begin("sleep", 30)
         ending = asyncio.create_task(process.end())
         os.kill(process.witness_pid, signal.SIGKILL)
         assert await ask(process.address, "liveness") == 1
         assert not ending.done()
         process.process.kill()
         ending.cancel()
+
+
+async def test_a_line_that_was_not_to_be_had_at_first_is_told_when_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cell = BeatCell.create()
+    cell.write(Phase.SERVING, True, time.monotonic_ns() - 400_000_000)
+    told: list[Stall] = []
+    inquiry = Inquiry(cell, os.getpid(), None, "x", "1", survey([]), told.append)
+    frame = Frame("f", "/x.py", 3)
+    lines = iter((None, None, frame, None, frame))
+
+    async def inquire(beat: Beat) -> Stall:
+        stall = inquiry._stall(beat, Reading(lag_ns=1), Cause.CPU_ON_LOOP, (), ())
+        return replace(stall, culprit=next(lines))
+
+    monkeypatch.setattr(inquiry, "_inquire", inquire)
+    await inquiry.poll()  # takes note of the beat
+    for _ in range(5):
+        await inquiry.poll()
+        inquiry._next_ns = 0
+    assert [stall.culprit for stall in told] == [None, frame]
+    assert told[0].stall_id == told[1].stall_id
+    assert told[0].span != told[1].span
+    assert inquiry.last is not None
+    assert inquiry.last.culprit == frame
+    cell.close()
 
 
 def test_a_wait_status_is_spelled() -> None:
