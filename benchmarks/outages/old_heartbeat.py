@@ -2,9 +2,9 @@
 
 `python -m benchmarks.outages.old_heartbeat PORT NEIGHBOURS_PORT RESULT_FILE`
 
-Its six causes, each as it was: nvidia-smi awaited by nobody and run on the loop; calls to Sense that
-are fired and forgotten; 48 publishes at once a tick; reflexes that hear what they say themselves; a
-bus polled ten times a second; loops over what came in, without an await in them.
+Its six causes, each as it was: nvidia-smi awaited by nobody and run on the loop; calls to Sense
+that are fired and forgotten; 48 publishes at once a tick; reflexes that hear what they say
+themselves; a bus polled ten times a second; loops over what came in, without an await in them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ SENSE_CALLS = 10
 """A tick; with 6 s an answer that is 60 at once."""
 MAX_DEPTH = 3
 """The original had no bound and went on until the queue was full; the model must end."""
-_REFLEXES = [re.compile(rf"service-(\d+).*{word}") for word in ("health", "down", "slow", "well")]
+_REFLEXES = [
+    re.compile(rf"service-(\d+).*{word}", re.DOTALL) for word in ("health", "down", "slow", "well")
+]
 
 
 class Heartbeat:

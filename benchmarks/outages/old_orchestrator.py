@@ -2,9 +2,9 @@
 
 `python -m benchmarks.outages.old_orchestrator PORT RESULT_FILE`
 
-Its causes, each as it was: it called its own HTTP endpoints, some of them with a blocking client; it
-made a new HTTP client for every neuron's event; its tick awaited all LLM dispatches of 60 to 120 s.
-Here everything takes a tenth of the time.
+Its causes, each as it was: it called its own HTTP endpoints, some of them with a blocking client;
+it made a new HTTP client for every neuron's event; its tick awaited all LLM dispatches of 60 to 120
+s. Here everything takes a tenth of the time.
 """
 
 from __future__ import annotations
@@ -66,15 +66,18 @@ class Orchestrator:
         self._calls += 1
         self._tally.counts["self_calls"] += 1
         if self._calls % BLOCKING_EVERY == 0:
-            # Waits for an answer that only this loop could give.
-            with contextlib.suppress(urllib.error.URLError, TimeoutError):
-                urllib.request.urlopen(self._own + path, timeout=SELF_CALL_TIMEOUT_S).read()
+            self._call_self_blocking(path)
             return
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
             async with aiohttp.ClientSession() as session:  # a new one for every event
                 self._tally.counts["clients_made"] += 1
                 async with session.get(self._own + path) as answer:
                     await answer.read()
+
+    def _call_self_blocking(self, path: str) -> None:
+        """Waits for an answer that only this loop could give."""
+        with contextlib.suppress(urllib.error.URLError, TimeoutError):
+            urllib.request.urlopen(self._own + path, timeout=SELF_CALL_TIMEOUT_S).read()
 
 
 async def main(port: int, result: Path) -> None:
