@@ -24,7 +24,7 @@ from benchmarks.stalls.prober import Answers
 P99_MS, MAX_MS = 5.0, 20.0
 TOLD_S, TOLD_GIL_HELD_S = 0.3, 1.5
 CPU_PERCENT, MEMORY_MB = 1.0, 45.0
-_LABEL, _CELL = 34, 30
+_LABEL, _CELL = 34, 36
 
 
 async def print_heartbeat(seconds: float, folder: Path) -> None:
@@ -87,16 +87,16 @@ async def print_kinds(chosen: Sequence[str], seconds: float) -> None:
     servicers = await kinds.under_servicers(chosen, seconds)
     print(f"\nHealth while the loop stands still for about {seconds:g} s, ms, p50/p99/max")
     names = ("ours (witness)", "an idle server meanwhile", *servicers)
-    print(f"  {'':<24}" + "".join(f"{name:>26}" for name in names))
+    print(f"  {'':<24}" + "".join(f"{name:>29}" for name in names))
     for kind in chosen:
         rows = (ours[kind], idle[kind], *(rows[kind] for rows in servicers.values()))
-        print(f"  {KINDS[kind]:<24}" + "".join(f"{_ms(row.answers):>26}" for row in rows))
+        print(f"  {KINDS[kind]:<24}" + "".join(f"{_ms(row.answers):>29}" for row in rows))
     guards = await kinds.under_guards(chosen, seconds)
     print("\nThe first word of the stall: seconds after its first 100 ms; while open; line right")
-    print(f"  {'':<24}" + "".join(f"{name:>26}" for name in ("ours", *guards)))
+    print(f"  {'':<24}" + "".join(f"{name:>29}" for name in ("ours", *guards)))
     for kind in chosen:
         told = (ours[kind], *(rows[kind] for rows in guards.values()))
-        words = "".join(f"{_evidence(kind, row.evidence):>26}" for row in told)
+        words = "".join(f"{_evidence(kind, row.evidence):>29}" for row in told)
         print(f"  {KINDS[kind]:<24}{words}")
     print_verdicts(ours, idle)
 
@@ -112,15 +112,17 @@ def print_verdicts(ours: Mapping[str, Row], idle: Mapping[str, Row]) -> None:
         )
         beside = idle[kind].answers
         reference = f"; an idle server meanwhile {beside.ms(share):.1f}" if beside else ""
+        limit_missed_by_idle = beside is not None and beside.ms(share) > limit_ms
         _verdict(
             worst <= limit_ms,
             f"health {name} at most {limit_ms:g} ms in every kind: "
             f"{worst:.1f} in {KINDS[kind]}{reference}",
+            excused=limit_missed_by_idle,
         )
     pooled = [one for row in ours.values() if row.answers for one in row.answers.took_s]
     base = [one for row in idle.values() if row.answers for one in row.answers.took_s]
     print(
-        f"          all kinds together, {len(pooled)} asks: "
+        f"           all kinds together, {len(pooled)} asks: "
         f"p50 {percentile(pooled, 0.5) * 1000:.1f}, p99 {percentile(pooled, 0.99) * 1000:.1f}; "
         f"idle server p50 {percentile(base, 0.5) * 1000:.1f}, "
         f"p99 {percentile(base, 0.99) * 1000:.1f}"
@@ -152,16 +154,18 @@ async def print_cost(seconds: float) -> None:
     watched, bare = await steady_costs(seconds)
     cpu = watched.cpu_percent - bare.cpu_percent
     own = watched.own_mb - bare.own_mb
-    memory = own + watched.witness_mb
+    private = watched.witness_private_mb
+    memory = own + private
     _verdict(
         cpu < CPU_PERCENT,
         f"less than {CPU_PERCENT:g}% of a core: {cpu:.2f}% "
-        f"({watched.cpu_percent:.2f}% with it, {bare.cpu_percent:.2f}% without, {seconds:g} s)",
+        f"(service {watched.cpu_percent - watched.witness_percent:.2f}%, witness "
+        f"{watched.witness_percent:.2f}%, the service without it {bare.cpu_percent:.2f}%)",
     )
     _verdict(
         memory < MEMORY_MB,
-        f"less than {MEMORY_MB:g} MB: {memory:.1f} MB (witness {watched.witness_mb:.1f}, of them "
-        f"{watched.witness_private_mb:.1f} its own; in the service {own:.1f})",
+        f"less than {MEMORY_MB:g} MB: {memory:.1f} MB (in the service {own:.1f}, in the witness "
+        f"{private:.1f}, and {watched.witness_mb - private:.1f} of code shared with its service)",
     )
 
 
@@ -222,8 +226,10 @@ def _after_s(evidence: Evidence | None) -> float:
     return evidence.after_s if evidence is not None else math.inf
 
 
-def _verdict(met: bool, goal: str) -> None:
-    print(f"  {'met' if met else 'MISSED':<8}{goal}")
+def _verdict(met: bool, goal: str, *, excused: bool = False) -> None:
+    """`excused`: a server with nothing to do misses it just so; then it says nothing of ours."""
+    word = "met" if met else "MACHINE" if excused else "MISSED"
+    print(f"  {word:<9}{goal}")
 
 
 async def measure(arguments: argparse.Namespace) -> None:

@@ -4,11 +4,9 @@ without."""
 from __future__ import annotations
 
 import asyncio
-import sys
 from dataclasses import dataclass
 
 from benchmarks.measure import cpu_s, resident_bytes
-from benchmarks.stalls.kinds import guarded
 from tests.stalls.stalled import stalling
 
 
@@ -18,6 +16,8 @@ class Cost:
 
     cpu_percent: float
     """Of one core."""
+    witness_percent: float
+    """The part of it that is the witness's."""
     own_mb: float
     """Resident, of the process itself."""
     witness_mb: float
@@ -27,10 +27,7 @@ class Cost:
 
 async def steady_costs(seconds: float) -> tuple[Cost, Cost]:
     """Watched, and the same process unwatched; at the same time."""
-    async with (
-        stalling(quiet=True) as watched,
-        guarded(sys.executable, "telemetry") as (bare, _, _),
-    ):
+    async with stalling(quiet=True) as watched, stalling(quiet=True, UNWATCHED="1") as bare:
         await asyncio.sleep(2)  # what a start leaves to be done
         pids = (watched.process.pid, watched.witness_pid)
         before = [cpu_s(pid) for pid in (*pids, bare.process.pid)]
@@ -42,11 +39,12 @@ async def steady_costs(seconds: float) -> tuple[Cost, Cost]:
         return (
             Cost(
                 own + witness,
+                witness,
                 resident_bytes(pids[0]) / 1e6,
                 resident_bytes(pids[1]) / 1e6,
                 _private_bytes(pids[1]) / 1e6,
             ),
-            Cost(other, resident_bytes(bare.process.pid) / 1e6, 0, 0),
+            Cost(other, 0, resident_bytes(bare.process.pid) / 1e6, 0, 0),
         )
 
 

@@ -6,7 +6,6 @@ health      grpc.health.v1 twice: by a grpc.aio servicer on the loop, and by the
             threads beside it
 aiocop      https://pypi.org/project/aiocop/
 loopsentry  https://pypi.org/project/loopsentry/
-telemetry   none; for the cost of ours
 
 Says `ready`, then what `stall_on_demand` says, and `told TIME TEXT` (JSON) when the guard reports.
 """
@@ -93,24 +92,10 @@ async def loopsentry() -> AsyncIterator[str]:
         sentry.stop()
 
 
-@asynccontextmanager
-async def telemetry() -> AsyncIterator[str]:
-    """All that `stalling.py` has but the watch."""
-    from opentelemetry import trace
-
-    from aither_sdk.telemetry import open_telemetry
-
-    opened = open_telemetry("stalling", version="1", instance_id="one")
-    trace.get_tracer("stalling")
-    yield ""
-    opened.close()
-
-
 GUARDS: dict[str, Callable[[], Any]] = {
     "health": health,
     "aiocop": aiocop,
     "loopsentry": loopsentry,
-    "telemetry": telemetry,
 }
 
 

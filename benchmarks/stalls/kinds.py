@@ -41,6 +41,8 @@ LINELESS = ("callbacks", "stopped")
 """No single line is to blame: the first is right when the callback's function is named."""
 STALL_AFTER_S = 0.1
 ASK_EVERY_S = 0.05
+_AT_THE_END_S = 0.1
+"""What is told later than so long before the end is told when the blocking call has returned."""
 _ROOT = Path(__file__).parents[2]
 _VENV = _ROOT / ".build" / "stall-peers"
 _PEERS = ("aiocop", "loopsentry")
@@ -127,7 +129,9 @@ async def _told_by(
             continue
         lines = {int(line) for line in _TOLD.findall(text)}
         right = "callbacks" in text if kind == "callbacks" else bool(lines & _blamed(kind))
-        return Row(None, Evidence(at_s - begin_s - STALL_AFTER_S, at_s < end_s, right))
+        return Row(
+            None, Evidence(at_s - begin_s - STALL_AFTER_S, at_s < end_s - _AT_THE_END_S, right)
+        )
     return Row(None, None)
 
 
@@ -159,7 +163,11 @@ def _first_word(process: Stalling, kind: str, begin_s: float, end_s: float) -> E
     if not found:
         return None
     arrived_s, begun_s, told = min(found, key=lambda one: one[0])
-    return Evidence(arrived_s - begun_s - STALL_AFTER_S, arrived_s < end_s, _is_right(kind, told))
+    return Evidence(
+        arrived_s - begun_s - STALL_AFTER_S,
+        arrived_s < end_s - _AT_THE_END_S,
+        _is_right(kind, told),
+    )
 
 
 def _is_right(kind: str, told: dict[str, Any]) -> bool:

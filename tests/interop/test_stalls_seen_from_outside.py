@@ -24,7 +24,7 @@ from tests.stalls.served import METHOD, Service, blamed, serving
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(BUILD_LIMIT_S + 100)]
 DETECTED, STALL, EXITED = "event_loop.stall.detected", "event_loop.stall", "service.exited"
-STALL_S = 5.0
+STALL_S = 8.0
 PROBE_S = 1.0
 """The kubelet's own limit."""
 
@@ -41,8 +41,9 @@ class Jaeger:
             with urllib.request.urlopen(f"{self.query}/api/traces/{trace_id}", timeout=5) as answer:
                 (found,) = json.load(answer)["data"]
         except urllib.error.HTTPError as error:
-            assert error.code == 404, error
-            return []
+            if error.code == 404:
+                return []
+            raise
         return list(found["spans"])
 
     async def span(self, trace_id: str, name: str, limit_s: float = 20) -> dict[str, Any]:
@@ -64,8 +65,10 @@ def jaeger() -> Iterator[Jaeger]:
         *("query.grpc-server", "admin.http", "http-server"),
     )
     flags = [f"--{place}.host-port=127.0.0.1:{others.pop()}" for place in places]
-    for processor in ("jaeger-binary", "jaeger-compact", "zipkin-compact"):
-        flags.append(f"--processor.{processor}.server-host-port=127.0.0.1:{others.pop()}")
+    flags += [
+        f"--processor.{processor}.server-host-port=127.0.0.1:{others.pop()}"
+        for processor in ("jaeger-binary", "jaeger-compact", "zipkin-compact")
+    ]
     process = subprocess.Popen(
         [
             *(program, "--collector.otlp.enabled=true", *flags),

@@ -1,8 +1,12 @@
-"""A watched process that is stalled on demand, in the ways of `kinds.py`, each in a span."""
+"""A watched process that is stalled on demand, in the ways of `kinds.py`, each in a span.
+
+With UNWATCHED in its environment it is the same without the watch.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AbstractContextManager
 
 from opentelemetry import trace
@@ -18,12 +22,16 @@ def interrupted(kind: str) -> AbstractContextManager[object]:
 
 async def main() -> None:
     telemetry = open_telemetry("stalling", version="1", instance_id="one")
-    async with aither_sdk.watch(
-        "stalling", health_port=0, user_code=[kinds.__file__], stalls_per_minute=6_000
-    ) as watch:
-        assert watch.witness is not None
-        print("ready", watch.witness.address, watch.witness.pid, flush=True)
+    if "UNWATCHED" in os.environ:
+        print("ready - 0", flush=True)
         await kinds.stall_on_demand(interrupted)
+    else:
+        async with aither_sdk.watch(
+            "stalling", health_port=0, user_code=[kinds.__file__], stalls_per_minute=6_000
+        ) as watch:
+            assert watch.witness is not None
+            print("ready", watch.witness.address, watch.witness.pid, flush=True)
+            await kinds.stall_on_demand(interrupted)
     telemetry.close()
 
 
