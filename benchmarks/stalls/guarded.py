@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.stalls.kinds import stall_on_demand
+from tests.stalls.kinds import measure, stall_on_demand
 
 
 def tell(*places: object) -> None:
@@ -100,6 +100,7 @@ GUARDS: dict[str, Callable[[], Any]] = {
 
 
 async def main(guard: str) -> None:
+    measure()
     async with GUARDS[guard]() as addresses:
         print("ready", addresses or "-", flush=True)
         await stall_on_demand()

@@ -179,7 +179,8 @@ def _json_that_takes(seconds: float) -> str:
 
 
 def measure() -> None:
-    """In CPU time: a machine that is busy just now makes stalls longer, not shorter."""
+    """To be called before any guard watches, for it blocks. In CPU time: a machine that is busy
+    just now makes stalls longer, not shorter."""
     text = '"' + "\\n" * 1_000_000 + '"'
     _measured["regex"] = _quickest_s(lambda: re.match(r"(a+)+$", "a" * 18 + "b"))
     _measured["json"] = _quickest_s(lambda: json.loads(text))
@@ -212,7 +213,6 @@ async def stall_on_demand(
 ) -> None:
     """Reads lines `KIND SECONDS` from stdin until it ends; says `begin KIND TIME` on stdout before
     and `end KIND TIME` after each. `around` is entered in the task that stalls."""
-    measure()
     lines = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)

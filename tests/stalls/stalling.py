@@ -21,6 +21,7 @@ def interrupted(kind: str) -> AbstractContextManager[object]:
 
 
 async def main() -> None:
+    kinds.measure()
     telemetry = open_telemetry("stalling", version="1", instance_id="one")
     if "UNWATCHED" in os.environ:
         print("ready - 0", flush=True)
