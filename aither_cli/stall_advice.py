@@ -113,7 +113,8 @@ _BY_CAUSE = {
     STALL_CAUSE_BLOCKING_SYSCALL: "Await an asynchronous form of the call, or wrap it: "
     "`await asyncio.to_thread(...)`, bounded and with a deadline.",
     STALL_CAUSE_GIL_HELD_ELSEWHERE: "Another thread held the GIL; the stack is what the loop "
-    "wanted to do. Look at the other threads in the record, and move that work into a process.",
+    "wanted to do. Move what the other threads do (their stacks, where they are known, stand "
+    "above) into a process.",
     STALL_CAUSE_GC: "The garbage collector walked a large heap. After start-up call gc.freeze(), "
     "raise gc.set_threshold(...), and keep fewer long-lived containers; the culprit only happened "
     "to allocate.",

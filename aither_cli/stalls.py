@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsons
 import linecache
+import re
 import sys
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import grpc
 
     from aither.flux.v1.event_pb2 import Event
-    from aither.runtime.v1.runtime_events_pb2 import Stall
+    from aither.runtime.v1.runtime_events_pb2 import CallInFlight, Stall, StallSample
 
 EPILOG = """\b
 Examples:
@@ -33,6 +34,7 @@ _PAGE_EVENTS = 500
 _LOOKED_AT_EVENTS = 100_000
 """Events of stalls searched for one that is asked for by its id."""
 _SHOWN_ID = 8
+_RUNS_A_HANDLE = re.compile(r'/asyncio/events\.py", line \d+, in (\S+\.)?_run$')
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -162,11 +164,54 @@ def in_full(told: Told) -> list[str]:
         ("figures", "; ".join(figures)),
     ]
     lines = [f"{name:<8} {printable(value)}" for name, value in rows]
-    lines += ["", "Stack, innermost last:"]
-    lines += [f"  {printable(line)}" for line in stall.stacktrace.rstrip().splitlines()]
+    lines += _stack("Stack, innermost last:", stall.stacktrace)
+    for other in stall.other_stacktraces:
+        lines += _stack("Stack of another thread that ran meanwhile:", other)
+    lines += _part("Seen at:", _places(stall.samples))
+    lines += _part("Calls that waited:", [_spell_call(call) for call in stall.calls_in_flight])
+    tasks = [f"{one.tasks:>6} {printable(one.coroutine)}" for one in stall.running_tasks]
+    lines += _part("Tasks of the loop:", tasks)
     lines += ["", "What to do:"]
     lines += [f"  {sentence}" for sentence in advice(stall, source)]
     return lines
+
+
+def _stack(title: str, stacktrace: str) -> list[str]:
+    """Without the frames of the loop itself, which are the same in every stall."""
+    from aither_cli.payloads import printable
+
+    frames = [line.strip() for line in stacktrace.splitlines() if line.startswith("  File ")]
+    of_loop = [n for n, frame in enumerate(frames) if _RUNS_A_HANDLE.search(frame)]
+    begin = of_loop[-1] + 1 if of_loop and of_loop[-1] + 1 < len(frames) else 0
+    return _part(title, [printable(frame) for frame in frames[begin:]])
+
+
+def _part(title: str, lines: list[str]) -> list[str]:
+    return ["", title, *(f"  {line}" for line in lines)] if lines else []
+
+
+def _places(samples: Iterable[StallSample]) -> list[str]:
+    """Where it was seen, each place with the time that the looks stand for."""
+    from aither_cli.payloads import printable
+
+    weights_ns: dict[str, int] = {}
+    for sample in samples:
+        at = sample.location
+        place = (
+            f"{at.function_name} ({at.file_path}:{at.line_number})" if at.file_path else "the loop"
+        )
+        weight_ns = sample.weight_duration.ToNanoseconds()
+        weights_ns[place] = weights_ns.get(place, 0) + weight_ns
+    return [f"{ns / 1e6:>8,.0f} ms {printable(place)}" for place, ns in weights_ns.items()]
+
+
+def _spell_call(call: CallInFlight) -> str:
+    from aither_cli.payloads import printable
+    from aither_cli.rendering import seconds
+
+    trace = call.traceparent.split("-")[1:2]
+    of = f", trace {trace[0]}" if trace else ""
+    return printable(f"{call.method}, running for {seconds(call.running_duration)}{of}")
 
 
 def trace_id(stall: Stall) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -98,6 +99,13 @@ def print_ratios(title: str, runs: Mapping[str, Sequence[float]], unit: str) -> 
         spread = f"{min(runs[name]):>11,.0f} .. {max(runs[name]):<11,.0f}"
         ratio = f"ours/this {ours / figure:6.2f}" if figure else ""
         print(f"  {name:<42}{figure:>12,.0f} {unit:<10} {spread} {ratio}")
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The value that at least this share of them does not exceed; not a number where there are
+    none."""
+    ranked = sorted(values)
+    return ranked[max(0, math.ceil(share * len(ranked)) - 1)] if ranked else math.nan
 
 
 def print_bars(rows: Sequence[tuple[str, float]], unit: str) -> None:

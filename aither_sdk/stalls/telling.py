@@ -31,6 +31,8 @@ _QUEUE_STALLS = 64
 """A stall with its stacks is some 20 kB; more wait only while the collector is away."""
 _EXPORT_TIMEOUT_S = 2.0
 _CULPRITS = 50
+_LAGS_AT_ONCE = 40
+"""Beats of a second."""
 _LAG_BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 Announce = Callable[[Sequence[Message]], None]
@@ -177,14 +179,34 @@ class Teller:
         )
 
 
-def lag_observer() -> Callable[[float], object] | None:
-    """Records `event_loop.lag`; None while nobody reads metrics: it is asked 40 times a second."""
+class LagHistogram:
+    """Records `event_loop.lag`, a second's beats at a time: recording each as it comes, with cold
+    caches, costs more than the beat itself. In the loop's thread."""
+
+    def __init__(self, record: Callable[[float], object]) -> None:
+        self._record = record
+        self._late_s: list[float] = []
+
+    def observe(self, late_s: float) -> None:
+        self._late_s.append(late_s)
+        if len(self._late_s) >= _LAGS_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        late_s, self._late_s = self._late_s, []
+        for one_s in late_s:
+            self._record(one_s)
+
+
+def open_lag_histogram() -> LagHistogram | None:
+    """None while nobody reads metrics."""
     meter = metrics.get_meter("aither_sdk")
     if not hasattr(metrics.get_meter_provider(), "force_flush"):
         return None  # the API's own, which forgets
-    return meter.create_histogram(
+    histogram = meter.create_histogram(
         "event_loop.lag",
         unit="s",
         description="How late the loop's beat was",
         explicit_bucket_boundaries_advisory=_LAG_BUCKETS_S,
-    ).record
+    )
+    return LagHistogram(histogram.record)

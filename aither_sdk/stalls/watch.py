@@ -32,7 +32,7 @@ from aither_sdk.stalls.record import SpanRef
 from aither_sdk.stalls.sampling import is_foreign
 from aither_sdk.stalls.sinks import open_sink
 from aither_sdk.stalls.stacks import Frame, survey
-from aither_sdk.stalls.telling import Announce, Teller, lag_observer
+from aither_sdk.stalls.telling import Announce, LagHistogram, Teller, open_lag_histogram
 from aither_sdk.stalls.watchdog import Identity, Watchdog, Witnessed
 from aither_sdk.stalls.words import say
 from aither_sdk.witness.parent import Witness
@@ -94,6 +94,7 @@ class Watch:
         self.heart = Heart(self._cell, stall_after_ns=self._stall_after_ns, capture=self._capture)
         self.calls = CallsInFlight(self.heart)
         self._gauge: LoopGauge | None = None
+        self._lags: LagHistogram | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._facts: dict[str, bool] = {}
 
@@ -163,7 +164,8 @@ class Watch:
         resource = {"service.name": self.service, "service.instance.id": self.instance_id}
         self._collections.start()
         self._gauge = LoopGauge(self._collections)
-        self.heart.observe_lag = lag_observer()
+        self._lags = open_lag_histogram()
+        self.heart.observe_lag = self._lags.observe if self._lags is not None else None
         self.heart.turn(self._phase, ready=True)
         self.heart.start()
         self._teller = Teller(
@@ -226,6 +228,8 @@ class Watch:
     def _stop_watching(self) -> None:
         """In the loop's thread; blocks for milliseconds."""
         self.heart.stop()
+        if self._lags is not None:
+            self._lags.flush()
         self._collections.stop()
         self._watchdog.stop()
         self.stalls = self._watchdog.stalls

@@ -1,13 +1,14 @@
 """A service whose `flux` method stands still in the way its request names, told to a collector.
 
-It answers `aither.flux.v1.FluxService/Publish`: the subject says how (`stall.sleep`, `stall.regex`)
-or that it only waits (`wait`).
+It answers `aither.flux.v1.FluxService/Publish`: the subject says how (`stall.sleep` for STALL_S,
+`stall.regex` for ever) or that it only waits (`wait`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import time
 from typing import Any
@@ -19,13 +20,15 @@ from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1 import flux_service_pb2_grpc
 from aither_sdk import Life, run
 
+STALL_S = float(os.environ.get("STALL_S", "0.8"))
+
 
 class Servicer(flux_service_pb2_grpc.FluxServiceServicer):
     async def Publish(self, request: pb.PublishRequest, context: Any) -> pb.PublishResponse:
         subject = request.events[0].subject
         await asyncio.sleep(0.3)
         if subject == "stall.sleep":
-            time.sleep(0.8)  # noqa: ASYNC251  # blame
+            time.sleep(STALL_S)  # noqa: ASYNC251  # blame
         elif subject == "stall.regex":
             re.match(r"(a+)+$", "a" * 40 + "b")  # blame of regex
         else:

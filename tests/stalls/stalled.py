@@ -18,13 +18,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.collector import Collector, collecting
 
-SCRIPT = Path(__file__).with_name("stalling.py")
+KINDS = Path(__file__).with_name("kinds.py")
 _LIMIT_S = 40.0
 
 
 def blamed_lines(kind: str) -> set[int]:
     """Those marked `# blame` in that kind's function, or `# blame of KIND`."""
-    lines = SCRIPT.read_text().splitlines()
+    lines = KINDS.read_text().splitlines()
     begin = next(n for n, text in enumerate(lines) if re.match(rf"(async )?def {kind}\(", text))
     end = next(n for n in range(begin + 1, len(lines)) if lines[n] and lines[n][0] not in " )")
     marked = {n + 1 for n in range(begin, end) if lines[n].endswith("# blame")}
@@ -69,8 +69,8 @@ class Stalling:
 
 
 @asynccontextmanager
-async def stalling(**environment: str) -> AsyncIterator[Stalling]:
-    """The process and the collector it tells."""
+async def stalling(*, quiet: bool = False, **environment: str) -> AsyncIterator[Stalling]:
+    """The process and the collector it tells. `quiet`: its log lines are not shown."""
     async with collecting() as (collector, endpoint):
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -78,6 +78,7 @@ async def stalling(**environment: str) -> AsyncIterator[Stalling]:
             "tests.stalls.stalling",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL if quiet else None,
             env={
                 **os.environ,
                 "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,

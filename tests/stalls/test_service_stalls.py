@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,78 +15,31 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from aither.flux.v1 import flux_service_pb2 as pb
-from aither.flux.v1 import flux_service_pb2_grpc
-from aither.flux.v1.event_pb2 import Event
 from tests.collector import Collector, attributes, collecting
+from tests.stalls.served import METHOD, Service, blamed, serving
 from tests.stalls.test_stall_kinds import told_of
 
-SCRIPT = Path(__file__).with_name("serving.py")
-METHOD = "aither.flux.v1.FluxService/Publish"
+BESIDE = Path(sys.executable).parent
 CULPRIT, VICTIM = "0af7651916cd43dd8448eb211c80319c", "1bf7651916cd43dd8448eb211c80319c"
 
 
-class Service:
-    def __init__(self, process: asyncio.subprocess.Process, collector: Collector) -> None:
-        self.process = process
-        self.collector = collector
-        self.address = self.health_address = ""
-        self.events: list[dict[str, Any]] = []
-
-    async def hear(self, word: str) -> list[str]:
-        assert self.process.stdout is not None
-        async with asyncio.timeout(30):
-            while line := (await self.process.stdout.readline()).decode():
-                if line.startswith("EVENT "):
-                    self.events.append(json.loads(line.removeprefix("EVENT ")))
-                if line.startswith(word):
-                    return line.split()
-        raise AssertionError(f"it ended without {word}")
-
-    async def publish(self, subject: str, trace: str) -> None:
-        metadata = (("traceparent", f"00-{trace}-b7ad6b7169203331-01"),)
-        async with grpc.aio.insecure_channel(self.address) as channel:
-            stub = flux_service_pb2_grpc.FluxServiceStub(channel)
-            request = pb.PublishRequest(events=[Event(subject=subject)])
-            await stub.Publish(request, metadata=metadata, wait_for_ready=True)
+@dataclass
+class Scene:
+    service: Service
+    collector: Collector
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with collecting() as (collector, endpoint):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            str(SCRIPT),
-            stdout=asyncio.subprocess.PIPE,
-            env={
-                **os.environ,
-                "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
-                "OTEL_BSP_SCHEDULE_DELAY": "200",
-                "OTEL_METRIC_EXPORT_INTERVAL": "300",
-                "AITHER_DATA_DIR": str(tmp_path),
-                "AITHER_PORT_BASE": "0",
-            },
-        )
-        serving = Service(process, collector)
-        try:
-            _, serving.address, serving.health_address = await serving.hear("SERVING")
-            yield serving
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+    async with collecting() as (collector, endpoint), serving(endpoint, tmp_path) as service:
+        yield Scene(service, collector)
 
 
-def blamed(mark: str) -> int:
-    lines = SCRIPT.read_text().splitlines()
-    return next(number for number, text in enumerate(lines, 1) if text.endswith(mark))
-
-
-async def test_a_stall_in_a_handler_names_culprit_and_victims(service: Service) -> None:
+async def test_a_stall_in_a_handler_names_culprit_and_victims(scene: Scene) -> None:
     async with asyncio.TaskGroup() as calls:
-        calls.create_task(service.publish("wait", VICTIM))
-        calls.create_task(service.publish("stall.sleep", CULPRIT))
-    collector = service.collector
+        calls.create_task(scene.service.publish("wait", VICTIM))
+        calls.create_task(scene.service.publish("stall.sleep", CULPRIT))
+    collector = scene.collector
     line = blamed("# blame")
     whole = await collector.span("event_loop.stall", which=lambda span: _line(span) == line)
     assert whole.trace_id.hex() == CULPRIT
@@ -102,7 +56,7 @@ async def test_a_stall_in_a_handler_names_culprit_and_victims(service: Service) 
     async with asyncio.timeout(20):
         while not {"event_loop.lag", "event_loop.stalls"} <= set(collector.metrics):
             await asyncio.sleep(0.05)
-    await _events_follow(service, told["id"])
+    await _events_follow(scene.service, told["id"])
 
 
 async def _call(collector: Collector, trace: str) -> Any:
@@ -130,22 +84,43 @@ def _line(span: Any) -> object:
     return attributes(span).get("code.line.number")
 
 
-async def test_the_witness_joins_the_trace_of_the_call_that_holds_the_gil(service: Service) -> None:
-    calling = asyncio.create_task(service.publish("stall.regex", CULPRIT))
+async def test_buf_curl_is_answered_while_the_gil_is_held(scene: Scene) -> None:
+    """A client that nobody here has written; the stall ends by SIGKILL and is told all the same."""
+    calling = asyncio.create_task(scene.service.publish("stall.regex", CULPRIT))
+    await scene.collector.span("event_loop.stall.detected", evidence="witness")
+    process = await asyncio.create_subprocess_exec(
+        *("buf", "curl", "--http2-prior-knowledge", "--protocol", "grpc"),
+        *("-d", '{"service": "liveness"}'),
+        f"http://{scene.service.health_address}/grpc.health.v1.Health/Check",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PATH": os.pathsep.join((str(BESIDE), os.environ["PATH"]))},
+    )
+    async with asyncio.timeout(20):
+        answer, fault = await process.communicate()
+    assert not calling.done()
+    assert json.loads(answer or "{}") == {"status": "SERVING"}, fault.decode()
+    scene.service.process.kill()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await calling
+
+
+async def test_the_witness_joins_the_trace_of_the_call_that_holds_the_gil(scene: Scene) -> None:
+    calling = asyncio.create_task(scene.service.publish("stall.regex", CULPRIT))
     line = blamed("# blame of regex")
-    detected = await service.collector.span(
+    detected = await scene.collector.span(
         "event_loop.stall.detected", evidence="witness", which=lambda span: _line(span) == line
     )
     assert detected.trace_id.hex() == CULPRIT
-    service.process.kill()
-    exited = await service.collector.span("service.exited")
+    scene.service.process.kill()
+    exited = await scene.collector.span("service.exited")
     assert exited.trace_id.hex() == CULPRIT
     with pytest.raises(grpc.aio.AioRpcError):
         await calling
 
 
-async def test_facts_of_readiness_are_shown_by_list_on_both_ports(service: Service) -> None:
-    for address in (service.address, service.health_address):
+async def test_facts_of_readiness_are_shown_by_list_on_both_ports(scene: Scene) -> None:
+    for address in (scene.service.address, scene.service.health_address):
         async with grpc.aio.insecure_channel(address) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             answer = await stub.List(health_pb2.HealthListRequest(), wait_for_ready=True)

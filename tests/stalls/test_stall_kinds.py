@@ -95,8 +95,8 @@ async def test_blocking_calls_are_named_with_line_task_and_kernel_function() -> 
             detected, whole = await check(process, kind, "blocking_syscall", seconds=0.6)
             for span in (detected, whole):
                 told = told_of(span)
-                assert told["code.file.path"].endswith("stalling.py")
-                assert told["code.function.name"] == f"__main__.{kind}"
+                assert told["code.file.path"].endswith("kinds.py")
+                assert told["code.function.name"] == f"tests.stalls.kinds.{kind}"
                 assert told["task"] == f"task of {kind}"
                 assert told["thread_state"] in ("S", "D")
             interrupted = await interrupted_by(process, kind, whole)
