@@ -76,11 +76,19 @@ class Beats:
         body = json.dumps([fence.sequence, fence.node, self._number]).encode()
         await self._wire.send(self._subject, body)
 
-    async def rest(self) -> None:
-        """Waits for the next beat of one's own, or for another term."""
-        try:
-            async with asyncio.timeout(BEAT_S):
-                await self._changed.wait()
-            self._changed.clear()
-        except TimeoutError:
+    async def rest(self, *events: asyncio.Event) -> None:
+        """Waits for the next beat of one's own, for another term, or for one of the events."""
+        if not await first_of(BEAT_S, self._changed, *events):
             self._silent_beats += 1
+        self._changed.clear()
+
+
+async def first_of(limit_s: float, *events: asyncio.Event) -> bool:
+    """Whether one of them was set within a time."""
+    waits = [asyncio.ensure_future(one.wait()) for one in events]
+    try:
+        await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        return any(one.is_set() for one in events)
+    finally:
+        for one in waits:
+            one.cancel()

@@ -15,10 +15,10 @@ from aither_sdk.backoff import FullJitter
 from aither_sdk.clock import Clock
 from aither_sdk.errors import AitherError, Unavailable
 from flux_svc.groups.base import Ability, Parked
-from flux_svc.groups.jetstream.beats import Beats
+from flux_svc.groups.jetstream.beats import BEAT_S, Beats, first_of
 from flux_svc.groups.jetstream.guest import RemoteGroups
 from flux_svc.groups.jetstream.host import Host
-from flux_svc.groups.jetstream.link import BEAT_S, Link
+from flux_svc.groups.jetstream.link import Link
 from flux_svc.groups.jetstream.member import SharedMember
 from flux_svc.groups.jetstream.parcel import piece_of
 from flux_svc.groups.jetstream.place import Fence, Place
@@ -263,7 +263,7 @@ class JetStreamGroups:
             self._host = Host(wire, local, self._log.reached, valid)
             self._begin(local, valid)
             while valid() and not self._leaving.is_set() and beats.newest == fence:
-                await _first_of(BEAT_S, over, wire.lost, self._leaving)
+                await first_of(BEAT_S, over, wire.lost, self._leaving)
         finally:
             self._end()
             host, self._host = self._host, None
@@ -279,15 +279,11 @@ class JetStreamGroups:
 
     async def _visit(self, wire: Wire, beats: Beats, fence: Fence) -> None:
         """Is a guest of a keeper, until the link breaks, it is silent or another one is heard."""
-        place, session = self._place, uuid.uuid4().bytes
-        remote: RemoteGroups | None = None
-        link = Link(
-            wire,
-            f"{place.nodes}.to.{fence.node}",
-            session,
-            lambda one: remote.hear(one),  # type: ignore[union-attr]
+        place = self._place
+        remote = RemoteGroups(
+            wire, f"{place.nodes}.to.{fence.node}", lambda: self._log.info().last_sequence
         )
-        remote = RemoteGroups(link, lambda: self._log.info().last_sequence)
+        link = remote.link
         self._link = link
         running: asyncio.Task[None] | None = None
         own = f"{place.nodes}.to.{self._node}"
@@ -300,7 +296,7 @@ class JetStreamGroups:
                 and not wire.lost.is_set()
             ):
                 if not remote.welcome.is_set():
-                    hello = session + own.encode()
+                    hello = link.session + own.encode()
                     await wire.send(f"{place.nodes}.hello.{fence.node}", hello)
                 elif running is None:
                     running = asyncio.get_running_loop().create_task(
@@ -308,7 +304,8 @@ class JetStreamGroups:
                     )
                     logger.info("groups.guest", keeper=fence.node)
                     self._begin(remote, lambda: not link.broken.is_set())
-                await beats.rest()
+                awaited = link.broken if running is not None else remote.welcome
+                await beats.rest(awaited, wire.lost, self._leaving)
         finally:
             link.cut("the term is over")
             self._link = None
@@ -360,16 +357,6 @@ async def _beat(beats: Beats, fence: Fence, over: asyncio.Event) -> None:
             await asyncio.sleep(BEAT_S)
     except Unavailable:
         over.set()
-
-
-async def _first_of(limit_s: float, *events: asyncio.Event) -> None:
-    """Returns when one of them is set, or after a time."""
-    waits = [asyncio.ensure_future(one.wait()) for one in events]
-    try:
-        await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for one in waits:
-            one.cancel()
 
 
 async def _unsubscribe(wire: Wire, subscription: Any) -> None:

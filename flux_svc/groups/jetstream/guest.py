@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from flux_svc.groups.base import Delivery, News, Opened, Parked
 from flux_svc.groups.jetstream.link import Link
 from flux_svc.groups.jetstream.parcel import Parcel, error_of
 from flux_svc.groups.jetstream.store import moved
+from flux_svc.logs.jetstream_wire import Wire
 
 CALL_S = 10.0
 """A little longer than the keeper takes for what it has to give up."""
@@ -23,29 +25,16 @@ CALL_S = 10.0
 class RemoteGroups:
     """What `JetStreamGroups` asks of the groups while another node keeps them."""
 
-    def __init__(self, link: Link, position: Callable[[], int]) -> None:
-        """`position` is how far this node's log is known: the keeper answers from no less."""
+    def __init__(self, wire: Wire, subject: str, position: Callable[[], int]) -> None:
+        """`subject` is the keeper's; `position` is how far this node's log is known: the keeper
+        answers from no less."""
         self.welcome = asyncio.Event()
         """The keeper has answered."""
-        self._link = link
+        self.link = Link(wire, subject, uuid.uuid4().bytes, self._hear)
         self._position = position
         self._numbers = itertools.count()
         self._calls: dict[int, asyncio.Future[Parcel]] = {}
         self._members: dict[int, RemoteMember] = {}
-
-    def hear(self, parcel: Parcel) -> None:
-        values = parcel.values
-        if "welcome" in values:
-            self.welcome.set()
-        elif "id" in values:
-            call = self._calls.get(values["id"])
-            if call is not None and not call.done():
-                if "failed" in values:
-                    call.set_exception(error_of(parcel.blobs[0]))
-                else:
-                    call.set_result(parcel)
-        elif (member := self._members.get(values["member"])) is not None:
-            member.hear(parcel)
 
     def end(self) -> None:
         """The link is broken: what became of calls under way is not known."""
@@ -106,7 +95,7 @@ class RemoteGroups:
         return joined
 
     def say(self, **values: Any) -> None:
-        self._link.send(Parcel(values))
+        self.link.send(Parcel(values))
 
     def leave(self, number: int) -> None:
         if self._members.pop(number, None) is not None:
@@ -115,15 +104,29 @@ class RemoteGroups:
     async def call(self, verb: str, blobs: Sequence[bytes] = (), **values: Any) -> Parcel:
         return await self._ask(next(self._numbers), verb, blobs, **values)
 
+    def _hear(self, parcel: Parcel) -> None:
+        values = parcel.values
+        if "welcome" in values:
+            self.welcome.set()
+        elif "id" in values:
+            call = self._calls.get(values["id"])
+            if call is not None and not call.done():
+                if "failed" in values:
+                    call.set_exception(error_of(parcel.blobs[0]))
+                else:
+                    call.set_result(parcel)
+        elif (member := self._members.get(values["member"])) is not None:
+            member.hear(parcel)
+
     async def _ask(
         self, number: int, verb: str, blobs: Sequence[bytes] = (), **values: Any
     ) -> Parcel:
-        if self._link.broken.is_set():
+        if self.link.broken.is_set():
             raise moved()
         call: asyncio.Future[Parcel] = asyncio.get_running_loop().create_future()
         self._calls[number] = call
         told = {"do": verb, "id": number, "at": self._position(), **values}
-        self._link.send(Parcel(told, blobs))
+        self.link.send(Parcel(told, blobs))
         try:
             async with asyncio.timeout(CALL_S):
                 return await call
