@@ -56,13 +56,16 @@ class Beats:
             self._changed.set()
         self._silent_beats = 0
         if node == self._node:
+            # A trust that has run out is never renewed: another node may have the place since.
+            valid = self.valid
             while self._sent and self._sent[0][0] <= number:
-                self._trusted_until_s = self._sent.popleft()[1] + VALID_S
+                sent_s = self._sent.popleft()[1]
+                if valid:
+                    self._trusted_until_s = sent_s + VALID_S
 
     def begin(self, fence: Fence) -> None:
         """A term was found, or begins: its silence is counted from here."""
-        if fence.sequence >= self.newest.sequence:
-            self.newest = fence
+        self.newest = fence
         self._silent_beats = 0
 
     def trust(self, begun_s: float) -> None:
