@@ -9,6 +9,7 @@ link ends with it.
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections import deque
 from collections.abc import Callable
 
@@ -78,8 +79,11 @@ class Link:
         if piece.more:
             return
         data, self._parts = b"".join(self._parts), []
-        if data:
-            self._hear(unpack(data))
+        try:
+            if data:
+                self._hear(unpack(data))
+        except (LookupError, TypeError, ValueError, struct.error) as error:
+            self.cut(f"not understood, do all nodes run one version of Flux? {error!r}")
 
     def cut(self, why: str) -> None:
         if not self.broken.is_set():
