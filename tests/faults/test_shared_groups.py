@@ -10,7 +10,7 @@ import asyncio
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,10 @@ class Member:
             await self._changed.wait_for(lambda: holds(self))
 
     async def more_than(self, deliveries: int) -> None:
-        await self.until(lambda one: one.ended is not None or len(one.deliveries) > deliveries)
+        """Waits as long as the test may last."""
+        await self.until(
+            lambda one: one.ended is not None or len(one.deliveries) > deliveries, 3600.0
+        )
 
     async def say(self, **action: Any) -> None:
         await self._call.write(pb.ConsumeRequest(**action))
@@ -218,20 +221,24 @@ async def work(
 ) -> None:
     """Joins again whatever happens, and acknowledges everything."""
     while True:
-        async with member(flux, name, 64) as one:
-            taken = 0
-            while one.ended is None:
-                await one.more_than(taken)
-                some = one.deliveries[taken:]
-                taken += len(some)
-                delivered += [(each.event.sequence, each.attempt) for each in some]
-                try:
-                    await one.say(ack=pb.Ack(ack_ids=[each.ack_id for each in some]))
-                    await one.say(credit=pb.Credit(events=len(some), bytes=2**24))
-                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                    break
-                done.update(each.event.sequence for each in some)
+        try:
+            async with member(flux, name, 64) as one:
+                await take_all(one, delivered, done)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the latter: a write after the end
         await asyncio.sleep(0.05)
+
+
+async def take_all(one: Member, delivered: list[tuple[int, int]], done: set[int]) -> None:
+    taken = 0
+    while one.ended is None:
+        await one.more_than(taken)
+        some = one.deliveries[taken:]
+        taken += len(some)
+        delivered += [(each.event.sequence, each.attempt) for each in some]
+        await one.say(ack=pb.Ack(ack_ids=[each.ack_id for each in some]))
+        await one.say(credit=pb.Credit(events=len(some), bytes=2**24))
+        done.update(each.event.sequence for each in some)
 
 
 async def survives_kills(folder: Path, kills: Sequence[str]) -> None:
@@ -259,14 +266,13 @@ async def survives_kills(folder: Path, kills: Sequence[str]) -> None:
                     sequences += await load
             async with asyncio.timeout(LIMIT_S):
                 while True:
-                    try:
-                        state = await state_of(b)
-                    except grpc.aio.AioRpcError:
-                        continue
-                    if state.checkpoint_sequence >= max(sequences):
-                        break
                     await asyncio.sleep(0.05)
-            assert not any(worker.done() for worker in workers)
+                    with suppress(grpc.aio.AioRpcError):
+                        state = await state_of(b)
+                        if state.checkpoint_sequence >= max(sequences):
+                            break
+            for worker in workers:
+                assert not worker.done(), worker.exception()
         finally:
             for worker in workers:
                 worker.cancel()
