@@ -20,8 +20,10 @@ import pytest
 from aither.flux.v1 import consumer_service_pb2 as cs
 from aither.flux.v1 import consumer_service_pb2_grpc, flux_service_pb2_grpc
 from aither.flux.v1 import flux_service_pb2 as pb
+from aither.flux.v1.event_pb2 import Event
 from aither_sdk.events import new_event
 from aither_sdk.publisher import Publisher
+from aither_sdk.worker import Worker
 from tests.conformance.groups_house import group
 from tests.nats_server import NatsServer, nats_server
 from tests.processes import ServiceProcess
@@ -294,3 +296,36 @@ async def test_nats_killed_under_load_loses_nothing_that_a_group_has(tmp_path: P
 @pytest.mark.timeout(600)
 async def test_nats_and_the_keeper_killed_again_and_again_lose_nothing(tmp_path: Path) -> None:
     await survives_kills(tmp_path, ["nats", "a"] * 5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_workers_of_the_sdk_go_on_at_the_other_node(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        _, a, b = await asyncio.to_thread(stack.enter_context, house(tmp_path))
+        await create(a, filters=["load.>"], backoffs_s=[0.02])
+        handled: set[int] = set()
+
+        async def handle(event: Event) -> None:
+            await asyncio.sleep(0.01)
+            handled.add(event.sequence)
+
+        workers = [
+            asyncio.create_task(Worker(addresses, "work", handle, member=addresses).run())
+            for addresses in (f"{a.address},{b.address}", f"{b.address},{a.address}")
+        ]
+        try:
+            sequences = await put(b, 200, "before")
+            async with asyncio.timeout(LIMIT_S):
+                while len(handled) < 50:
+                    await asyncio.sleep(0.01)
+            await asyncio.to_thread(a.kill)
+            sequences += await put(b, 200, "after")
+            async with asyncio.timeout(LIMIT_S):
+                while not handled >= set(sequences):
+                    await asyncio.sleep(0.05)
+            assert not any(worker.done() for worker in workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.wait(workers)

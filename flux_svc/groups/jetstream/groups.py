@@ -274,8 +274,9 @@ class JetStreamGroups:
             else:
                 await store.close()
             self._listeners.clear()
+            over.set()  # the library swallows a cancellation here and there
             beating.cancel()
-            await asyncio.wait((beating,))
+            await asyncio.gather(beating, return_exceptions=True)
 
     async def _visit(self, wire: Wire, beats: Beats, fence: Fence) -> None:
         """Is a guest of a keeper, until the link breaks, it is silent or another one is heard."""
@@ -351,11 +352,12 @@ class _LogOfTerm:
 
 
 async def _beat(beats: Beats, fence: Fence, over: asyncio.Event) -> None:
+    """Until the term is over; which it is when a beat cannot be sent."""
     try:
-        while True:
+        while not over.is_set():
             await beats.send(fence)
-            await asyncio.sleep(BEAT_S)
-    except Unavailable:
+            await first_of(BEAT_S, over)
+    finally:
         over.set()
 
 
