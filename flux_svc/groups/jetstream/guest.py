@@ -97,9 +97,9 @@ class RemoteGroups:
     def say(self, **values: Any) -> None:
         self.link.send(Parcel(values))
 
-    def leave(self, number: int) -> None:
+    def leave(self, number: int, *, broken: bool = False) -> None:
         if self._members.pop(number, None) is not None:
-            self.say(member=number, leave=True)
+            self.say(member=number, leave=True, broken=broken)
 
     async def call(self, verb: str, blobs: Sequence[bytes] = (), **values: Any) -> Parcel:
         return await self._ask(next(self._numbers), verb, blobs, **values)
@@ -196,8 +196,8 @@ class RemoteMember:
         self._groups.say(member=self._number, received=True)
         return self._news.popleft()
 
-    async def leave(self) -> None:
-        self._groups.leave(self._number)
+    async def leave(self, *, broken: bool = False) -> None:
+        self._groups.leave(self._number, broken=broken)
 
     def hear(self, parcel: Parcel) -> None:
         values = parcel.values

@@ -105,7 +105,7 @@ class _Guest:
                 await asyncio.wait(tasks)
             for seat in self._seats.values():
                 with suppress(AitherError):
-                    await seat.member.leave()
+                    await seat.member.leave(broken=True)
 
     def _hear(self, parcel: Parcel) -> None:
         values = parcel.values
@@ -127,7 +127,7 @@ class _Guest:
             if seat is None:
                 self._left.add(number)
             else:
-                self._start(self._leave(number), "flux:groups-leave")
+                self._start(self._leave(number, values["broken"]), "flux:groups-leave")
         elif seat is None:
             return
         elif "credit" in values:
@@ -137,11 +137,11 @@ class _Guest:
         else:
             seat.member.heartbeat()
 
-    async def _leave(self, number: int) -> None:
+    async def _leave(self, number: int, broken: bool) -> None:
         seat = self._seats.pop(number, None)
         if seat is not None:
             seat.pump.cancel()
-            await seat.member.leave()
+            await seat.member.leave(broken=broken)
 
     async def _call(self, values: dict[str, Any], blobs: Any) -> None:
         number = values["id"]

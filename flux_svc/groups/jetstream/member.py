@@ -99,7 +99,7 @@ class SharedMember:
         self._failure = self._failure or error
         self._changed.set()
 
-    async def leave(self) -> None:
+    async def leave(self, *, broken: bool = False) -> None:
         if self._gone:
             return
         self._gone = True
@@ -109,7 +109,7 @@ class SharedMember:
             self._news.add_done_callback(_seen)
         if self._failure is None:
             with suppress(AitherError):
-                await self._inner.leave()
+                await self._inner.leave(broken=broken)
 
     def _check(self) -> None:
         if self._failure is None and not self._valid():
