@@ -31,6 +31,12 @@ async def _open(
     settings: FluxSettings, data_dir: Path, log: EventLog, clock: Clock | None
 ) -> ConsumerGroups:
     # Imported where chosen, so that a backend's libraries load only where it is used.
+    if settings.log == "jetstream":
+        from flux_svc.groups.jetstream.groups import JetStreamGroups
+        from flux_svc.logs.jetstream import JetStreamLog
+
+        assert isinstance(log, JetStreamLog)
+        return JetStreamGroups.open(log, clock=clock)
     from flux_svc.groups.local.groups import LocalGroups
     from flux_svc.groups.local.steady import SteadyClock
     from flux_svc.groups.local.store import GroupStore, MemoryStore

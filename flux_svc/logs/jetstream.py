@@ -61,6 +61,7 @@ from flux_svc.logs.jetstream_faults import (
     fault_of,
     replaced,
     rewound,
+    tail_behind,
     unreachable,
 )
 from flux_svc.logs.jetstream_follower import Follower, survey
@@ -68,7 +69,7 @@ from flux_svc.logs.jetstream_ledger import Ledger
 from flux_svc.logs.jetstream_messages import ID, place_of
 from flux_svc.logs.jetstream_reader import Question, Reader
 from flux_svc.logs.jetstream_stream import Stream, StreamPlan, StreamState
-from flux_svc.logs.jetstream_wire import Dialler, Message, Wire
+from flux_svc.logs.jetstream_wire import ANSWER_S, Dialler, Message, Wire
 from flux_svc.logs.jetstream_writer import Writer
 from flux_svc.sequencer import WINDOW_EVENTS
 
@@ -258,6 +259,30 @@ class JetStreamLog:
 
     def info(self) -> LogInfo:
         return self._ledger.info()
+
+    # For the groups, which are kept beside it
+
+    @property
+    def plan(self) -> StreamPlan:
+        return self._stream.plan
+
+    def wire(self) -> Wire:
+        """The connection, while there is one. Raises Unavailable LOG_UNREACHABLE."""
+        return self._connected()
+
+    async def reached(self, sequence: int) -> None:
+        """Returns once the listeners heard of everything up to there. Raises Unavailable."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await self._ledger.reached(sequence)
+        except TimeoutError:
+            raise tail_behind() from None
+
+    async def catch_up(self) -> None:
+        """Returns once the listeners heard of everything that is stored. Raises Unavailable."""
+        with self._faults():
+            state = await self._stream.state(self._connected())
+        await self.reached(state.last_sequence)
 
     async def close(self) -> None:
         if self._closing is None:

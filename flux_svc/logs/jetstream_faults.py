@@ -54,7 +54,7 @@ def unreachable(url: str, why: str) -> Unavailable:
 
 def tail_behind() -> Unavailable:
     return Unavailable(
-        "the events were stored, but this node has not heard of them yet; repeat with the same ids",
+        "what was stored was not heard on this node yet; repeat in a moment, with the same ids",
         reason="LOG_BEHIND",
         retry_after_s=0.5,
     )

@@ -181,10 +181,11 @@ class Wire:
             return found, await self._in_time(done)
 
     async def subscribe(
-        self, take: Callable[[Message], Awaitable[None]]
+        self, take: Callable[[Message], Awaitable[None]], subject: str = ""
     ) -> tuple[str, Subscription]:
-        """A subject of its own, whose messages go to `take` in order, until unsubscribed."""
-        subject = self._client.new_inbox()
+        """A subject (unset: one of its own), whose messages go to `take` in order, until
+        unsubscribed."""
+        subject = subject or self._client.new_inbox()
         try:
             return subject, await self._client.subscribe(
                 subject, cb=take, pending_bytes_limit=_INBOX_BYTES

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1.consumer_service_pb2 import Consumer
 from flux_svc.frames import event_of
 from flux_svc.groups.base import Ability, ConsumerGroups, Delivery, Member
+from flux_svc.groups.jetstream.groups import JetStreamGroups
 from flux_svc.groups.local.groups import LocalGroups
 from flux_svc.groups.local.sqlite_store import SqliteStore
 from flux_svc.groups.local.store import MemoryStore
 from flux_svc.groups.settings import checked
 from flux_svc.logs.base import EventLog
+from flux_svc.logs.jetstream import JetStreamLog
+from flux_svc.logs.jetstream_stream import StreamPlan
 from flux_svc.logs.memory import MemoryLog
 from flux_svc.logs.sqlite import SqliteLog
+from tests.nats_server import NatsServer
 
 LIMIT_S = 20.0
 
@@ -61,6 +66,51 @@ class SqliteGroupsHouse:
     def wipe_log(self) -> None:
         for path in self.folder.glob("flux.db*"):
             path.unlink()
+
+
+_streams = itertools.count()
+
+
+class JetStreamGroupsHouse:
+    """A stream of its own on a server that many tests share."""
+
+    abilities = JetStreamGroups.abilities
+
+    def __init__(self, server: NatsServer) -> None:
+        self.server = server
+        self.plan = StreamPlan(f"G{next(_streams)}")
+
+    async def open(self) -> tuple[EventLog, ConsumerGroups]:
+        log = await JetStreamLog.open([self.server.url], self.plan)
+        return log, JetStreamGroups.open(log)
+
+    def wipe_log(self) -> None:
+        self.server.ask(f"$JS.API.STREAM.DELETE.{self.plan.name}")
+
+
+class GuestGroupsHouse(JetStreamGroupsHouse):
+    """The groups of a node that is not the keeper: another one was there first."""
+
+    async def open(self) -> tuple[EventLog, ConsumerGroups]:
+        keeper_log, keeper = await super().open()
+        await keeper.list("", 1)
+        log, groups = await super().open()
+        return log, cast("ConsumerGroups", _WithKeeper(groups, keeper, keeper_log))
+
+
+class _WithKeeper:
+    def __init__(self, groups: ConsumerGroups, keeper: ConsumerGroups, log: EventLog) -> None:
+        self._groups = groups
+        self._keeper = keeper
+        self._keeper_log = log
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._groups, name)
+
+    async def close(self) -> None:
+        await self._groups.close()
+        await self._keeper.close()
+        await self._keeper_log.close()
 
 
 def group(name: str = "work", **given: Any) -> Consumer:
