@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 ARGS ?=
+# One more than there are cores: most tests wait for processes at times.
+WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
 # A terminal's PATH decides which tools a recipe finds: the project's come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -31,7 +33,7 @@ up: setup ## Start the nervous system and follow its events; Ctrl-C drains and e
 
 .PHONY: test
 test: setup ## Run the tests, without those marked interop or slow, on all cores
-	@exec $(PY) -m pytest -q -n auto --dist worksteal $(ARGS)
+	@exec $(PY) -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
 
 .PHONY: check
 check: setup check-code check-imports check-proto check-generated check-k8s ## All that can be said without running it: style, types, floors, protos, manifests

@@ -404,7 +404,7 @@ class ConsumerGroupsSuite:
     async def test_everything_survives_close_and_open(self, house: GroupsHouse) -> None:
         log, groups = await house.open()
         await log.append(events(6))
-        made = await groups.create(group(max_deliveries=3, exclusive=True))
+        made = await groups.create(group(max_deliveries=3, exclusive=True, lease_s=2))
         reader = await join(groups)
         epoch = await reader.until_active()
         found = await reader.deliveries(6)

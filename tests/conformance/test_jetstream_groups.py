@@ -21,6 +21,7 @@ class TestKeepersGroups(ConsumerGroupsSuite):
         return JetStreamGroupsHouse(server)
 
 
+@pytest.mark.slow  # tests/flux/groups/test_jetstream_groups.py has what is particular to guests
 class TestGuestsGroups(ConsumerGroupsSuite):
     @pytest.fixture
     def house(self, server: NatsServer) -> GuestGroupsHouse:

@@ -79,7 +79,7 @@ def handled(follower: Recorder) -> list[int]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kills", [6, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
 async def test_nothing_acknowledged_is_lost_and_nothing_is_doubled_over_kills(
     tmp_path: Path, kills: int
 ) -> None:

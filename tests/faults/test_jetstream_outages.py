@@ -121,6 +121,7 @@ async def test_nats_killed_again_and_again_loses_and_doubles_nothing(tmp_path: P
     await survives_kills_of_nats(tmp_path, 20)
 
 
+@pytest.mark.slow  # tests/flux/test_jetstream_nodes.py has it in short
 @pytest.mark.timeout(120)
 async def test_a_node_that_is_cut_off_comes_back_without_loss(tmp_path: Path) -> None:
     with nats_server(tmp_path / "nats") as nats:
@@ -195,6 +196,7 @@ async def survives_loss_of_the_leader(folder: Path, losses: int) -> None:
                     await running_load.goes_on()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_a_cluster_that_loses_its_leader_loses_no_event(tmp_path: Path) -> None:
     await survives_loss_of_the_leader(tmp_path, 1)

@@ -1,4 +1,4 @@
-"""Ten thousand who come and go: what they held is given back."""
+"""Thousands who come and go: what they held is given back."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.faults.recording_clients import stream_info
 from tests.flux.flux_server import serving
 from tests.processes import ServiceProcess, running
 
-STREAMS, CONNECTIONS = 10_000, 300
+CONNECTIONS = 300
 AT_ONCE = 100
 FEW = 8
 """Files that come and go with the asking itself; a leak would be one for each connection."""
 GROWTH_BYTES = 16 * 2**20
-"""What allocators keep; a leak of 2 KB a stream would be 20 MB."""
+"""What allocators keep; a leak of 6 KB a stream would be 18 MB, with ten thousand one of 2 KB."""
 
 
 async def come_and_go(stub: Any, number: int) -> None:
@@ -50,7 +50,8 @@ async def until_all_are_gone(flux: ServiceProcess) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_ten_thousand_subscribers_that_come_and_go_leave_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("streams", [3_000, pytest.param(10_000, marks=pytest.mark.slow)])
+async def test_subscribers_that_come_and_go_leave_nothing(tmp_path: Path, streams: int) -> None:
     with running("flux_svc", tmp_path) as flux:
         process = psutil.Process(flux.pid)
 
@@ -67,7 +68,7 @@ async def test_ten_thousand_subscribers_that_come_and_go_leave_nothing(tmp_path:
 
         await wave(2_000, 50)  # what is made once is made
         before, files, threads = measured(process)
-        await wave(STREAMS, CONNECTIONS)
+        await wave(streams, CONNECTIONS)
         async with asyncio.timeout(30):
             while process.num_fds() > files + FEW:
                 await asyncio.sleep(0.05)  # sockets are closed a moment after their last call

@@ -196,7 +196,7 @@ async def test_a_leader_on_a_stopped_node_is_replaced_and_refused_afterwards(
 ) -> None:
     with ExitStack() as stack:
         _, a, b = await asyncio.to_thread(stack.enter_context, house(tmp_path))
-        await create(b, filters=["load.>"], exclusive=True, lease_s=60, ack_deadline_s=60)
+        await create(b, filters=["load.>"], exclusive=True, lease_s=4, ack_deadline_s=60)
         async with member(a, "old") as old:
             await old.until(lambda one: one.leadership and one.leadership[-1].active)
             (sequence,) = await put(b, 1)
