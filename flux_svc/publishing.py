@@ -40,6 +40,12 @@ REASONS = frozenset(
         "LOG_CLOSED",
         "LOG_BUSY",
         "LOG_IO_ERROR",
+        "LOG_UNREACHABLE",
+        "LOG_BEHIND",
+        "LOG_REPLACED",
+        "LOG_REWOUND",
+        "CONTENDED",
+        "EVENT_TOO_LARGE",
         "TOO_MANY_STREAMS",
     }
 )
