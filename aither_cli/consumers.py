@@ -187,22 +187,14 @@ def delete(
 
 
 def _call(address: str, work: Callable[[Any], Awaitable[Answer]]) -> Answer:
-    """The answer of ConsumerService at `address` to `work`, which gets a stub with deadlines."""
+    """The answer of ConsumerService at `address` to `work`, which gets a stub."""
     from aither.flux.v1 import consumer_service_pb2_grpc
-    from aither_cli.dialing import CALL_TIMEOUT_S, ask, quiet_logs
-
-    class Stub:
-        def __init__(self, stub: Any) -> None:
-            self._stub = stub
-
-        def __getattr__(self, name: str) -> Any:
-            call = getattr(self._stub, name)
-            return lambda request: call(request, timeout=CALL_TIMEOUT_S)
+    from aither_cli.dialing import ask, quiet_logs
 
     quiet_logs()
 
     async def asked(channel: Any) -> Answer:
-        return await work(Stub(consumer_service_pb2_grpc.ConsumerServiceStub(channel)))
+        return await work(consumer_service_pb2_grpc.ConsumerServiceStub(channel))
 
     return asyncio.run(ask(address, asked))
 

@@ -23,7 +23,6 @@ from aither_sdk.channels import open_channel
 from aither_sdk.errors import AitherError, DeadlineExceeded, Unavailable, Unimplemented
 from aither_sdk.rpc_status import from_rpc_error
 
-CALL_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 2.0
 _HTTP2_OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """The preface and empty settings, RFC 9113, section 3.4."""

@@ -73,12 +73,10 @@ def publish(
 async def _publish(address: str, event: Event) -> PublishResult:
     from aither.flux.v1.flux_service_pb2 import PublishRequest
     from aither.flux.v1.flux_service_pb2_grpc import FluxServiceStub
-    from aither_cli.dialing import CALL_TIMEOUT_S, ask
+    from aither_cli.dialing import ask
 
     request = PublishRequest(events=[event])
-    response = await ask(
-        address, lambda channel: FluxServiceStub(channel).Publish(request, timeout=CALL_TIMEOUT_S)
-    )
+    response = await ask(address, lambda channel: FluxServiceStub(channel).Publish(request))
     return response.results[0]
 
 

@@ -139,13 +139,11 @@ async def _check_flux(address: str) -> None:
     """Raises Failure when Flux is not there: a Subscriber would wait, a person wants to be told."""
     from aither.flux.v1.flux_service_pb2 import GetStreamInfoRequest
     from aither.flux.v1.flux_service_pb2_grpc import FluxServiceStub
-    from aither_cli.dialing import CALL_TIMEOUT_S, ask
+    from aither_cli.dialing import ask
 
     await ask(
         address,
-        lambda channel: FluxServiceStub(channel).GetStreamInfo(
-            GetStreamInfoRequest(), timeout=CALL_TIMEOUT_S
-        ),
+        lambda channel: FluxServiceStub(channel).GetStreamInfo(GetStreamInfoRequest()),
     )
 
 

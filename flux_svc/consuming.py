@@ -17,6 +17,7 @@ from aither_sdk.errors import (
     InvalidArgument,
     ResourceExhausted,
 )
+from flux_svc.frames import varint
 from flux_svc.groups.base import ConsumerGroups, Delivery, Member, News
 from flux_svc.groups.settings import ACK_DEADLINE_S, BACKOFF_S, name_violations, seconds
 
@@ -259,16 +260,7 @@ def _encoded_delivery(delivery: Delivery) -> bytes:
     told = pb.Delivery(ack_id=delivery.ack_id, attempt=delivery.attempt)
     told.deadline_time.FromNanoseconds(delivery.deadline_ns)
     body = told.SerializeToString() + _EVENT_TAG + delivery.frame[1:]
-    return b"\x0a" + _varint(len(body)) + body
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    return b"\x0a" + varint(len(body)) + body
 
 
 def _encoded(**control: Any) -> bytes:
