@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -15,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.processes import free_ports
+from tests.ports import free_ports
+from tests.processes import send
 
 START_LIMIT_S = 20.0
 END_LIMIT_S = 10.0
@@ -100,7 +100,7 @@ class NatsServer:
         raise ConnectionError("closed without an answer")
 
     def signal(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+        send(self.pid, number)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

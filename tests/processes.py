@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,22 +13,41 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.ports import free_ports
 
 START_LIMIT_S = 60.0
 END_LIMIT_S = 15.0
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    probes = [socket.socket() for _ in range(count)]
+def suspend(pid: int) -> None:
+    """SIGSTOP, and all its threads stand still when this returns. The signal alone says only that
+    they will: until then a thread may still answer."""
+    os.kill(pid, signal.SIGSTOP)
+    end_s = time.monotonic() + END_LIMIT_S
+    while not _stands_still(pid):
+        assert time.monotonic() < end_s, f"process {pid} runs on after SIGSTOP"
+        time.sleep(0.001)
+
+
+def _stands_still(pid: int) -> bool:
     try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+        stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except FileNotFoundError:
+        if Path("/proc/self/task").exists():
+            return False  # a thread ended as we looked
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    return all(stat.rpartition(") ")[2][0] in "TtZX" for stat in stats)
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """A signal; a SIGSTOP has taken hold when this returns."""
+    if number == signal.SIGSTOP:
+        suspend(pid)
+    else:
+        os.kill(pid, number)
 
 
 class ServiceProcess:
@@ -98,7 +116,7 @@ class ServiceProcess:
         return self.log_path.read_text(errors="replace")[-8000:]
 
     def signal(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+        send(self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL: nothing is flushed, nobody is told."""

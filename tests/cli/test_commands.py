@@ -23,6 +23,7 @@ from aither_cli.main import run
 from aither_cli.publish import payload_of
 from aither_sdk.version import VERSION
 from tests.cli.aither_process import ROOT
+from tests.ports import free_port_base
 from tests.processes import running
 
 COMMAND = [sys.executable, "-P", "-m", "aither_cli"]
@@ -37,7 +38,8 @@ def environment() -> dict[str, str]:
 def flux(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a real Flux that `aither up` keeps, with the memory log."""
     data = str(tmp_path_factory.mktemp("data"))
-    arguments = ["--only", "flux", "--log", "memory", "--port-base", "0", "--data-dir", data]
+    base = str(free_port_base())
+    arguments = ["--only", "flux", "--log", "memory", "--port-base", base, "--data-dir", data]
     with subprocess.Popen(
         [*COMMAND, "up", *arguments, "--no-follow"],
         stdout=subprocess.PIPE,

@@ -13,12 +13,14 @@ import pytest
 
 from aither_cli.house import ONE_REQUEST_S
 from tests.cli.aither_process import PATIENCE_S, Aither, aither, fakes
+from tests.ports import free_port_base
 
 
 def up_arguments(tmp_path: Path, *more: str) -> list[str]:
     only = [] if "--only" in more else ["--only", "flux,pulse,genesis"]
     data = str(tmp_path / "data")
-    return ["up", "--port-base", "0", "--data-dir", data, "--no-follow", *only, *more]
+    base = str(free_port_base())
+    return ["up", "--port-base", base, "--data-dir", data, "--no-follow", *only, *more]
 
 
 @pytest.fixture
@@ -257,10 +259,9 @@ async def test_a_reader_that_goes_away_stops_the_house(tmp_path: Path, env: dict
 
 
 async def test_two_on_the_same_data_dir_are_refused(tmp_path: Path, env: dict[str, str]) -> None:
-    arguments = up_arguments(tmp_path, "--only", "flux")
-    async with aither(*arguments, env=env) as first:
+    async with aither(*up_arguments(tmp_path, "--only", "flux"), env=env) as first:
         await first.pid_of("flux")
-        async with aither(*arguments, env=env) as second:
+        async with aither(*up_arguments(tmp_path, "--only", "flux"), env=env) as second:
             code, said = await second.end()
         assert code == 1
         assert "aither: already running on data dir" in said

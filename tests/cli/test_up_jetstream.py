@@ -11,12 +11,13 @@ from pathlib import Path
 from aither_sdk.publisher import Publisher
 from aither_sdk.subscriber import EARLIEST, Subscriber
 from tests.cli.aither_process import PATIENCE_S, aither
+from tests.ports import free_port_base
 
 
 def arguments(tmp_path: Path) -> list[str]:
-    data = str(tmp_path / "data")
+    base, data = str(free_port_base()), str(tmp_path / "data")
     return [
-        *("up", "--port-base", "0", "--data-dir", data, "--no-follow"),
+        *("up", "--port-base", base, "--data-dir", data, "--no-follow"),
         *("--only", "flux", "--log", "jetstream"),
     ]
 

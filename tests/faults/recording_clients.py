@@ -26,6 +26,7 @@ from aither.flux.v1 import flux_service_pb2_grpc
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.channels import open_channel
 from tests.faults.history import Recorder, Seen, read_entries, seen, standing
+from tests.processes import send
 
 SUBJECTS = 8
 HEARTBEAT_S = 1.0
@@ -174,7 +175,7 @@ class ClientProcess:
         self._process.wait(_END_LIMIT_S)
 
     def signal(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+        send(self.pid, number)
 
     @property
     def entries(self) -> list[Any]:

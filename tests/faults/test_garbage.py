@@ -21,7 +21,8 @@ from aither.flux.v1.event_pb2 import Event
 from aither_sdk.channels import open_channel
 from aither_sdk.errors import AitherError
 from aither_sdk.rpc_status import from_rpc_error
-from tests.processes import ServiceProcess, free_ports, running
+from tests.ports import free_ports
+from tests.processes import ServiceProcess, running
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from aither_sdk.worker import Worker
 from tests.faults.history import Recorder, verify
 from tests.faults.proxy import proxy
 from tests.faults.recording_clients import HEARTBEAT_S, follow, read_stored, stream_info
-from tests.processes import free_ports, running
+from tests.ports import free_ports
+from tests.processes import running
 
 SILENCE_S = 3 * HEARTBEAT_S
 KEEPALIVE_S = 20.0

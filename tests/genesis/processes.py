@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.publisher import Publisher
 from aither_sdk.subscriber import EARLIEST, Subscriber
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 30.0
@@ -128,7 +129,7 @@ class Bus:
 @asynccontextmanager
 async def flux(folder: Path, *, port: int = 0) -> AsyncIterator[tuple[Bus, Service]]:
     """A Flux that keeps its log in memory."""
-    settings = {"FLUX__LOG": "memory", "FLUX__PORT": str(port)}
+    settings = {"FLUX__LOG": "memory", "FLUX__PORT": str(port or free_ports(1)[0])}
     async with running("flux", settings, folder) as service:
         address = (await service.said("service.serving"))["address"]
         yield Bus(address), service

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 from pathlib import Path
 
 from aither.flux.v1.event_pb2 import Event
 from aither.genesis.v1 import commands_pb2, decision_pb2, genesis_events_pb2, task_pb2
 from tests.genesis.processes import Bus, flux, genesis, payloads, running
+from tests.ports import free_ports
 
 TASK = "genesis.task.publish"
 SLOW = {"agent": "herald", "action_id": "slow"}
@@ -132,9 +132,7 @@ async def test_sigterm_ends_it_with_status_0_while_a_task_runs(folder: Path) -> 
 
 
 async def test_it_waits_for_a_flux_that_comes_later(folder: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     settings = {"FLUX__ADDRESS": f"127.0.0.1:{port}", "GENESIS__AGENTS": str(folder / "agents")}
     async with running("genesis", settings, folder) as service:
         await service.said("service.fact", fact="flux stream up", holds=False)

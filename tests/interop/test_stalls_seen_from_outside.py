@@ -19,7 +19,7 @@ import grpc
 import pytest
 
 from tests.interop.tools import BUILD_LIMIT_S, said, tool
-from tests.processes import free_ports
+from tests.ports import free_ports
 from tests.stalls.served import METHOD, Service, blamed, serving
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(BUILD_LIMIT_S + 100)]

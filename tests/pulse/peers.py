@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.ports import free_ports
+from tests.processes import suspend
+
 _SCRIPT = Path(__file__).with_name("peer.py")
 _START_LIMIT_S = 30.0
 
@@ -21,7 +24,7 @@ class Peer:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.port = 0
+        (self.port,) = free_ports(1)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -53,7 +56,8 @@ class Peer:
             self._process.stdout.close()
 
     def stop(self) -> None:
-        os.kill(self.pid, signal.SIGSTOP)
+        """It answers nothing from here on."""
+        suspend(self.pid)
 
     def go_on(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

@@ -32,6 +32,7 @@ from pulse_svc.checks.grpc import in_plain_words
 from pulse_svc.checks.http import open_session
 from pulse_svc.lag import LagMeter
 from pulse_svc.threads import Threads
+from tests.processes import suspend
 from tests.pulse.building import target
 from tests.pulse.peers import Peer, eventually, peers
 
@@ -313,8 +314,7 @@ async def test_a_process_is_well_stopped_a_zombie_or_gone(
     for selector in selectors:
         async with bench.open(process(**selector)) as probe:
             assert (await probe()).ok, selector
-            os.kill(sleeper.pid, signal.SIGSTOP)
-            eventually(lambda: state_is("T"))
+            suspend(sleeper.pid)
             assert (await probe()).message == f"process {sleeper.pid} is stopped"
             os.kill(sleeper.pid, signal.SIGCONT)
             eventually(lambda: not state_is("T"))

@@ -32,7 +32,8 @@ from aither_sdk.errors import (
 )
 from aither_sdk.rpc_status import from_rpc_error
 from pulse_svc.verdict import DOWN, UNKNOWN, UNREACHABLE, UP
-from tests.processes import ServiceProcess, free_ports
+from tests.ports import free_ports
+from tests.processes import ServiceProcess
 from tests.pulse.peers import Peer, peers
 from tests.sdk.flux_stub import FluxStub
 

@@ -29,6 +29,7 @@ from aither.flux.v1.flux_service_pb2 import (
 from aither_sdk.errors import AitherError, FailedPrecondition, Unavailable
 from aither_sdk.rpc_status import to_status
 from aither_sdk.subjects import FilterSet
+from tests.ports import free_ports
 
 Scene = Callable[[SubscribeRequest], AsyncIterator[SubscribeResponse]]
 
@@ -74,7 +75,7 @@ class FluxStub(flux_service_pb2_grpc.FluxServiceServicer):
     """
 
     def __init__(self) -> None:
-        self.port = 0
+        (self.port,) = free_ports(1)
         self.epoch = "epoch-1"
         self.log: list[Event] = []
         self.batches: list[list[str]] = []
@@ -118,19 +119,8 @@ class FluxStub(flux_service_pb2_grpc.FluxServiceServicer):
         """Listens, on the port of before if there was one."""
         self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", 8 * 2**20)])
         self.register(self._server)
-        self.port = await self._bound(self._server)
+        self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
-
-    async def _bound(self, server: grpc.aio.Server) -> int:
-        """A port of before may be held for a moment by a client that dialled it in vain."""
-        end_s = asyncio.get_running_loop().time() + 10
-        while True:
-            try:
-                return server.add_insecure_port(f"127.0.0.1:{self.port}")
-            except RuntimeError:
-                if asyncio.get_running_loop().time() > end_s:
-                    raise
-                await asyncio.sleep(0.05)
 
     def register(self, server: grpc.aio.Server) -> None:
         flux_service_pb2_grpc.add_FluxServiceServicer_to_server(self, server)

@@ -17,6 +17,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.collector import Collector, collecting
+from tests.processes import send
 
 KINDS = Path(__file__).with_name("kinds.py")
 _LIMIT_S = 40.0
@@ -56,7 +57,7 @@ class Stalling:
         return float((await self.hear("end"))[2])
 
     def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+        send(self.process.pid, number)
 
     async def hear(self, word: str, limit_s: float = _LIMIT_S) -> list[str]:
         """The next line that begins so."""

@@ -21,7 +21,7 @@ from aither.flux.v1.event_pb2 import Event
 from aither_sdk.consumers import Consumers, new_consumer
 from aither_sdk.publisher import Publisher
 from aither_sdk.worker import Park, Worker, current_delivery
-from tests.processes import ServiceProcess, running
+from tests.processes import ServiceProcess, running, suspend
 
 
 @pytest.fixture(scope="module", params=["sqlite", "memory"])
@@ -224,7 +224,7 @@ async def test_stopped_leader_is_replaced_and_knows_it_when_it_goes_on(
         await until(lambda: "True" in said.read_text())
         async with Worker(flux.address, settings, None) as heir:
             await heir.until_started(timeout_s=20)
-            os.kill(leader.pid, signal.SIGSTOP)
+            suspend(leader.pid)
             await until(lambda: heir.leading)
             taken_over = time.time()
             os.kill(leader.pid, signal.SIGCONT)
