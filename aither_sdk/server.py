@@ -22,13 +22,13 @@ from aither_sdk.stalls.calls import CallsInFlight
 UNARY_LIMIT_S = 30.0
 """Longest a unary call may take where nobody says otherwise."""
 
-_OPTIONS: tuple[tuple[str, int], ...] = (
+OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # Without this a second process shares the port silently and takes half of the connections.
     ("grpc.so_reuseport", 0),
     # Clients of ours ping every 10 s; gRPC's own limit of 300 s would answer with GOAWAY.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     # How much a stream may send unread. By its own estimate gRPC takes 8 MiB and more of each one
     # that is held back, which no bound of ours would see. This is 40 MB/s a stream at 50 ms.
@@ -96,7 +96,7 @@ async def open_server(
         interceptors.insert(1, TelemetryInterceptor(calls))
     server = grpc.aio.server(
         interceptors=interceptors,
-        options=(*_OPTIONS, ("grpc.max_concurrent_streams", max_streams)),
+        options=(*OPTIONS, ("grpc.max_concurrent_streams", max_streams)),
     )
     for add in register:
         add(server)

@@ -19,9 +19,9 @@ _HEALTH = "grpc.health.v1.Health"
 _REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
 _PORT_PATIENCE_S = 2.0
 _PORT_POLL_S = 0.05
-_OPTIONS = (
+OPTIONS = (
     ("grpc.so_reuseport", 0),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -32,7 +32,7 @@ _OPTIONS = (
 async def open_health(bind: str, port: int, board: HealthBoard) -> AsyncIterator[str]:
     """Serves while the block lasts; gives the address. Raises Unavailable when it cannot."""
     await _until_free(bind, port)
-    server = grpc.aio.server(options=_OPTIONS)
+    server = grpc.aio.server(options=OPTIONS)
     health_pb2_grpc.add_HealthServicer_to_server(_Servicer(board), server)
     server.add_generic_rpc_handlers((_LazyReflection((_HEALTH, _REFLECTION)),))
     fault = bind_fault(bind, port)

@@ -3,14 +3,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from aither_sdk.channels import open_channel
+from aither_sdk import server
+from aither_sdk.channels import CHANNEL_OPTIONS, open_channel
 from aither_sdk.errors import InvalidArgument
 from aither_sdk.rpc_status import from_rpc_error
+from aither_sdk.witness import serving
 
 METHOD = "/test.Hanging/Ask"
 STREAM = "/test.Hanging/Follow"
@@ -64,6 +68,15 @@ async def test_a_stream_outlives_the_deadline_of_calls(hanging: str) -> None:
     async with open_channel(hanging, deadline_s=0.2) as channel:
         follow: Any = channel.unary_stream(STREAM)
         assert [message async for message in follow(b"")] == [b"x"] * 3
+
+
+def test_grpc_knows_every_option_by_the_name_that_we_give_it() -> None:
+    """It takes any name without a word and does nothing: that of the C macro for the pings that a
+    server permits cut every quiet connection after 30 s."""
+    library = Path(cygrpc.__file__).read_bytes()
+    names = [name for name, _ in (*CHANNEL_OPTIONS, *server.OPTIONS, *serving.OPTIONS)]
+    assert len(names) > 20
+    assert [name for name in names if name.encode() not in library] == []
 
 
 @pytest.mark.parametrize("address", ["", "host", "host:", ":1", "host:0", "host:99999", "h:p"])
