@@ -17,7 +17,7 @@ from aither_sdk.errors import (
     OutOfRange,
     Unavailable,
 )
-from flux_svc.groups.base import Ability, ConsumerGroups
+from flux_svc.groups.base import BEFORE_ALL, Ability, ConsumerGroups, ParkedKey
 from flux_svc.logs.base import EventLog
 from tests.conformance.groups_house import (
     LIMIT_S,
@@ -84,7 +84,7 @@ class ConsumerGroupsSuite:
             groups.delete("work"),
             groups.seek("work", 0),
             groups.update(group(), ["max_deliveries"]),
-            groups.list_parked("work", 0, 1),
+            groups.list_parked("work", BEFORE_ALL, 1),
             groups.replay_parked("work", ()),
             groups.delete_parked("work", ()),
             groups.join("work", "m"),
@@ -253,7 +253,7 @@ class ConsumerGroupsSuite:
         await reader.member.nack([again.ack_id], retry_delay_s=0, reason="it is poison")
         await reader.member.ack([two.ack_id])
         await until_checkpoint(groups, 2)
-        (parked,) = await groups.list_parked("work", 0, 10)
+        (parked,) = await groups.list_parked("work", BEFORE_ALL, 10)
         assert (parked.sequence, parked.attempts, parked.frame) == (1, 2, one.frame)
         assert "it is poison" in parked.reason
         assert (await groups.get("work"))[1].parked_events == 1
@@ -267,18 +267,19 @@ class ConsumerGroupsSuite:
         found = await reader.deliveries(4)
         await reader.member.nack(ack_ids(found), NACK_ACTION_PARK, reason="later")
         await until_checkpoint(groups, 4)
-        assert [one.sequence for one in await groups.list_parked("work", 0, 3)] == [1, 2, 3]
-        assert [one.sequence for one in await groups.list_parked("work", 3, 3)] == [4]
+        listed = await groups.list_parked("work", BEFORE_ALL, 3)
+        assert [one.key for one in listed] == [ParkedKey(n, log.epoch) for n in (1, 2, 3)]
+        assert [one.sequence for one in await groups.list_parked("work", listed[-1].key, 3)] == [4]
         assert await groups.delete_parked("work", [4, 77]) == 1
         await log.trim(5)
         assert await groups.replay_parked("work", [2]) == 1
         (again,) = await reader.deliveries(1)
         assert (sequences([again]), again.attempt) == ([2], 1)
-        assert [one.sequence for one in await groups.list_parked("work", 0, 9)] == [1, 3]
+        assert [one.sequence for one in await groups.list_parked("work", BEFORE_ALL, 9)] == [1, 3]
         await reader.member.ack([again.ack_id])
         assert await groups.replay_parked("work", ()) == 2
         await reader.member.ack(ack_ids(await reader.deliveries(2)))
-        assert list(await groups.list_parked("work", 0, 9)) == []
+        assert list(await groups.list_parked("work", BEFORE_ALL, 9)) == []
 
     async def test_events_that_are_trimmed_are_counted_and_block_nobody(
         self, log: EventLog, groups: ConsumerGroups
@@ -421,7 +422,7 @@ class ConsumerGroupsSuite:
         assert settings == made
         assert (state.checkpoint_sequence, state.parked_events) == (0, 1)
         assert state.acknowledged_events == 3
-        assert (await groups.list_parked("work", 0, 9))[0].reason == "put aside"
+        assert (await groups.list_parked("work", BEFORE_ALL, 9))[0].reason == "put aside"
         reader = await join(groups)
         assert await reader.until_active() > epoch
         again = await reader.deliveries(2)

@@ -14,7 +14,7 @@ from aither.flux.v1.consumer_service_pb2 import Consumer, ConsumerState
 from aither_sdk.backoff import FullJitter
 from aither_sdk.clock import Clock
 from aither_sdk.errors import AitherError, Unavailable
-from flux_svc.groups.base import Ability, Parked
+from flux_svc.groups.base import Ability, Parked, ParkedKey
 from flux_svc.groups.jetstream.beats import BEAT_S, Beats, first_of
 from flux_svc.groups.jetstream.guest import RemoteGroups
 from flux_svc.groups.jetstream.host import Host
@@ -93,14 +93,14 @@ class JetStreamGroups:
     async def seek(self, name: str, position: int) -> int:
         return await self._ask(lambda inner: inner.seek(name, position))
 
-    async def list_parked(self, name: str, after: int, limit: int) -> Sequence[Parked]:
+    async def list_parked(self, name: str, after: ParkedKey, limit: int) -> Sequence[Parked]:
         return await self._ask(lambda inner: inner.list_parked(name, after, limit))
 
-    async def replay_parked(self, name: str, sequences: Sequence[int]) -> int:
-        return await self._ask(lambda inner: inner.replay_parked(name, sequences))
+    async def replay_parked(self, name: str, sequences: Sequence[int], epoch: str = "") -> int:
+        return await self._ask(lambda inner: inner.replay_parked(name, sequences, epoch))
 
-    async def delete_parked(self, name: str, sequences: Sequence[int]) -> int:
-        return await self._ask(lambda inner: inner.delete_parked(name, sequences))
+    async def delete_parked(self, name: str, sequences: Sequence[int], epoch: str = "") -> int:
+        return await self._ask(lambda inner: inner.delete_parked(name, sequences, epoch))
 
     async def join(self, name: str, member: str) -> SharedMember:
         async def join(inner: Inner) -> SharedMember:

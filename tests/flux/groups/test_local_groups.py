@@ -13,7 +13,7 @@ import pytest
 
 from aither.flux.v1.flux_service_pb2 import NACK_ACTION_PARK
 from aither_sdk.errors import AlreadyExists, DataLoss, FailedPrecondition, ResourceExhausted
-from flux_svc.groups.base import Parked
+from flux_svc.groups.base import BEFORE_ALL, Parked, ParkedKey
 from flux_svc.groups.local import group as group_module
 from flux_svc.groups.local.groups import LocalGroups
 from flux_svc.groups.local.sqlite_store import FILE_NAME, SqliteStore
@@ -116,7 +116,7 @@ async def test_a_group_that_is_ahead_of_its_log_goes_back_to_its_end() -> None:
     log, store = MemoryLog(), MemoryStore()
     await log.append(events(3))
     header = Header(group().SerializeToString(deterministic=True), log.epoch, 9)
-    rows = [PendingRow(n, 1, 0, False, "") for n in (2, 8)]
+    rows = [PendingRow(n, 1, 0, "") for n in (2, 8)]
     await store.write(Change("work", header=header, pending=rows))
     async with over(log, store) as groups:
         reader = await join(groups)
@@ -129,14 +129,14 @@ async def test_a_group_of_another_log_parks_nothing_of_this_one() -> None:
     log, store = MemoryLog(), MemoryStore()
     await log.append(events(1))
     settings = group(max_deliveries=1).SerializeToString()
-    row = PendingRow(1, 1, 0, False, "")
+    row = PendingRow(1, 1, 0, "")
     await store.write(Change("work", header=Header(settings, "of before", 1), pending=[row]))
     async with over(log, store) as groups:
         # Its task has had its turns when it has answered.
         assert await groups.delete_parked("work", [7]) == 0
         await asyncio.sleep(0)
         assert await groups.delete_parked("work", [7]) == 0
-        assert await groups.list_parked("work", 0, 10) == []
+        assert await groups.list_parked("work", BEFORE_ALL, 10) == []
         await groups.seek("work", 0)
         reader = await join(groups)
         assert [one.attempt for one in await reader.deliveries(1)] == [1]
@@ -223,7 +223,12 @@ async def test_a_change_too_large_for_the_disk_is_refused_alone(tmp_path: Path) 
     store = await SqliteStore.open(tmp_path, max_file_bytes=2**17)
     header = Header(b"settings", "epoch", 1)
     await store.write(Change("a", header=header, durable=True))
-    large = Change("a", parked=[Parked(1, b"x" * 2**18, 1, "why", 5)], done=[1], durable=True)
+    large = Change(
+        "a",
+        parked=[Parked(ParkedKey(1, "epoch"), b"x" * 2**18, 1, "why", 5)],
+        done=[1],
+        durable=True,
+    )
     small = Change("b", header=header)
     outcomes = await asyncio.gather(store.write(large), store.write(small), return_exceptions=True)
     assert isinstance(outcomes[0], ResourceExhausted)
@@ -240,20 +245,24 @@ async def test_a_change_too_large_for_the_disk_is_refused_alone(tmp_path: Path) 
 async def test_what_is_stored_is_found_again(tmp_path: Path) -> None:
     store = await SqliteStore.open(tmp_path)
     header = Header(b"s", "e", 2**62, 3, 4, 5, 6)
-    rows = [PendingRow(2, 1, 77, False, "ü"), PendingRow(2**62, 4, 0, True, "")]
-    aside = [Parked(7, b"\0frame", 5, "poison", 99), Parked(9, b"y" * 100, 1, "", 1)]
+    rows = [PendingRow(2, 1, 77, "ü"), PendingRow(ParkedKey(2**62, "old"), 4, 0, "")]
+    keys = [ParkedKey(7, "e"), ParkedKey(7, "old"), ParkedKey(9, "e")]
+    aside = [Parked(key, b"\0frame", 5, f"poison of {key.epoch}", 99) for key in keys]
     await store.write(Change("g", header=header, pending=rows, parked=aside))
     await store.write(Change("h", header=header, pending=rows))
     await store.write(Change("h", delete=True))
-    await store.write(Change("g", done=[2], unparked=[9]))
+    await store.write(Change("g", done=[2], unparked=keys[2:]))
     await store.close()
     store = await SqliteStore.open(tmp_path)
     found = await store.load()
     assert found.keys() == {"g"}
     assert found["g"].header == header
     assert found["g"].pending == rows[1:]
-    assert found["g"].parked == {7: 6}
-    assert await store.parked("g", [1, 7, 9], max_bytes=1) == aside[:1]
+    assert found["g"].parked == dict.fromkeys(keys[:2], 6)
+    asked = [ParkedKey(1, "e"), *keys]
+    assert await store.parked("g", asked, max_bytes=1) == aside[:1]
+    assert await store.parked("g", asked, max_bytes=99) == aside[:2]
+    assert await store.parked("g", keys[1:], max_bytes=99) == aside[1:2]
     await store.close()
 
 
