@@ -22,7 +22,7 @@ from aither.flux.v1.flux_service_pb2 import (
     OpenConsume,
 )
 from aither.flux.v1.flux_service_pb2 import Leadership as Told
-from aither_sdk.clock import Clock, SystemClock
+from aither_sdk.clock import Clock, LeaseClock
 from aither_sdk.dialling import Addresses, Dialler
 from aither_sdk.errors import (
     AitherError,
@@ -129,7 +129,7 @@ class Worker:
         self._drain_timeout_s = drain_timeout_s
         self._on_leadership = on_leadership
         self._on_state = on_state
-        self._clock = clock or SystemClock()
+        self._clock = clock or LeaseClock()
         self._leases = Leases(_DEFAULT_ACK_DEADLINE_S)
         self._leadership = Leadership(_DEFAULT_LEASE_S)
         self._outbox = Outbox()
@@ -142,8 +142,15 @@ class Worker:
             silence_s=silence_timeout_s,
         )
         self._handlers = Handlers(
-            self.consumer, handler, concurrency, park_on, max_handling_s, self._settle
+            self.consumer,
+            handler,
+            concurrency,
+            park_on,
+            max_handling_s,
+            self._may_begin,
+            self._settle,
         )
+        self._exclusive = False
         self._tally = Tally()
         self._state = WorkerState()
         self._epoch = ""  # of the log that the group's position belongs to
@@ -271,6 +278,7 @@ class Worker:
     def knows(self, consumer: Consumer) -> None:
         """The group's settings; its times are what leases are counted by."""
         self._handlers.filters = tuple(consumer.filters)
+        self._exclusive = consumer.exclusive
         ack_deadline_s = seconds_of(consumer.ack_deadline_duration)
         self._leases.ack_deadline_s = ack_deadline_s or _DEFAULT_ACK_DEADLINE_S
         lease_s = seconds_of(consumer.lease_duration)
@@ -353,7 +361,7 @@ class Worker:
             self._tally.given_back += 1
             return
         size_bytes = delivery.event.ByteSize()
-        before = self._leases.superseded(delivery.event.sequence)
+        before = self._leases.superseded(delivery)
         taken, lease = self._leases.take(
             delivery, size_bytes, self._clock.monotonic(), self._clock.time_ns()
         )
@@ -371,6 +379,17 @@ class Worker:
             self._tally.duplicates += 1
         self._outbox.credit(1, size_bytes)
         self._stream.wake()
+
+    def _may_begin(self, lease: Lease) -> bool:
+        """The last question before a handler runs, for this process may have been stopped since
+        the event came: is it still ours, and does this member lead where only one may?"""
+        now_s = self._clock.monotonic()
+        leads = not self._exclusive or self._leadership.holds(now_s)
+        if not leads or self._leases.is_over(lease, now_s):
+            self._look(now_s)
+            if not lease.lost:
+                self._lost(lease, "this member does not lead its group")
+        return not lease.lost
 
     def _settle(self, lease: Lease, verdict: Verdict | None) -> None:
         """Its handler has ended: says so if it is still ours, and asks for another."""

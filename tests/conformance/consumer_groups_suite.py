@@ -25,6 +25,7 @@ from tests.conformance.groups_house import (
     ack_ids,
     group,
     join,
+    sequence,
     sequences,
     until_checkpoint,
 )
@@ -441,6 +442,10 @@ class ConsumerGroupsSuite:
         await log.append(events(3))
         await groups.create(group())
         old = log.epoch
+        reader = await join(groups)
+        before = await reader.deliveries(3)
+        await reader.member.nack(ack_ids(before[:2]), NACK_ACTION_PARK, reason="of old")
+        await until_checkpoint(groups, 2)
         await groups.close()
         await log.close()
         house.wipe_log()
@@ -450,8 +455,33 @@ class ConsumerGroupsSuite:
             await groups.join("work", "m")
         assert caught.value.reason == "EPOCH_MISMATCH"
         assert caught.value.metadata == {"epoch": log.epoch, "consumer_epoch": old}
+        assert (await groups.get("work"))[1].epoch == old
         await groups.seek("work", 0)
+        assert (await groups.get("work"))[1].epoch == log.epoch
+        # What was parked of the old log has the numbers of events of this one, and is not them.
+        assert await groups.replay_parked("work", [1]) == 0
+        assert await groups.replay_parked("work", [1], old) == 1
         reader = await join(groups)
-        assert sequences(await reader.deliveries(2)) == [1, 2]
+        found = await reader.deliveries(3)
+        assert sorted((sequence(one), one.epoch) for one in found) == [(1, ""), (1, old), (2, "")]
+        await reader.member.nack(ack_ids(found), NACK_ACTION_PARK, reason="again")
+        await until_checkpoint(groups, 2)
+        async with asyncio.timeout(LIMIT_S):
+            while (await groups.get("work"))[1].parked_events < 4:
+                await asyncio.sleep(0.01)
+        listed = await groups.list_parked("work", BEFORE_ALL, 9)
+        keys = sorted(ParkedKey(n, epoch) for n in (1, 2) for epoch in (old, log.epoch))
+        assert [one.key for one in listed] == keys
+        assert [one.key for one in await groups.list_parked("work", keys[0], 2)] == keys[1:3]
+        frames = {one.key: one.frame for one in listed}
+        assert frames[ParkedKey(1, old)] == before[0].frame != frames[ParkedKey(1, log.epoch)]
+        assert await groups.delete_parked("work", [2]) == 1
+        await groups.close()
+        await log.close()
+        log, groups = await house.open()
+        keys.remove(ParkedKey(2, log.epoch))
+        assert [one.key for one in await groups.list_parked("work", BEFORE_ALL, 9)] == keys
+        assert await groups.delete_parked("work", [], old) == 2
+        assert await groups.delete_parked("work", []) == 1
         await groups.close()
         await log.close()

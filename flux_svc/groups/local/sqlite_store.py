@@ -195,11 +195,11 @@ def _open(path: Path, max_file_bytes: int | None) -> sqlite3.Connection:
             path, timeout=5.0, isolation_level=None, check_same_thread=False
         )
         try:
-            tables.recognise(connection, path)
-            connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
             if max_file_bytes is not None:
                 page = int(connection.execute("PRAGMA page_size").fetchone()[0])
                 connection.execute(f"PRAGMA max_page_count = {max_file_bytes // page}")
+            tables.recognise(connection, path)
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         except BaseException:
             connection.close()
             raise

@@ -238,7 +238,7 @@ class GroupMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.out or self.house.core.aside.sizes)
     @rule(events=st.integers(0, 6), dies=st.booleans(), share=st.sampled_from([0, 1, 2]))
     def another_log(self, events: int, dies: bool, share: int) -> None:
-        """Wiped or replaced, with something put aside: its sequences are those of the one before."""
+        """Wiped or replaced, with something put aside; it gives the same sequences again."""
         for lease, seat in self.out.values():
             self.house.core.nack(
                 seat, [lease.ack_id], self.house.now_s, park=True, delay_s=None, reason="no"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ from flux_svc.groups.jetstream import journal
 from flux_svc.groups.jetstream.groups import JetStreamGroups
 from flux_svc.groups.jetstream.journal import Book, bodies_of
 from flux_svc.groups.jetstream.parcel import Parcel, pack, piece_of, pieces, unpack
-from flux_svc.groups.jetstream.place import Place
+from flux_svc.groups.jetstream.place import FRAME_BYTES, Place
 from flux_svc.groups.jetstream.store import JetStreamStore
 from flux_svc.groups.local.store import Change, Header, PendingRow
 from flux_svc.logs.jetstream import JetStreamLog
@@ -273,6 +275,46 @@ def test_a_change_in_parts_counts_only_with_the_last_of_them() -> None:
         torn.read(body, at)
     torn.read(bodies_of(Change("g", pending=[row(1)]), HEADER, "epoch", [], "b")[0], 99)
     assert list(torn.rows) == [1]
+
+
+async def test_what_the_first_version_wrote_is_read_as_it_was_meant(server: NatsServer) -> None:
+    header = ["cw==", "epoch", 9, 0, 0, 0, 0]
+    entries: list[dict[str, Any]] = [
+        {"rows": [[5, 2, 0, False, "why"], [1, 1, 0, True, ""], [2, 1, 0, True, ""]]},
+        {"rows": [[6, 1, 0, False, ""]], "done": [2]},
+    ]
+    async with stores(server) as (place, wire):
+        for n, entry in enumerate(entries):
+            body = {"id": f"a{n}", "more": False, "clear": False, "done": [], "header": header}
+            await wire.post(place.journal("g"), json.dumps({**body, **entry}).encode(), {})
+        for n in (1, 3):  # copies that lie under their sequence alone
+            headers = {"Aither-Attempts": "3", "Aither-Parked-Ns": "7", FRAME_BYTES: "3"}
+            await wire.post(place.parked("g", str(n)), b"old", headers)
+        store = await term(place, wire)
+        stored = (await store.load())["g"]
+        three = ParkedKey(3, "epoch")
+        assert list(stored.pending) == [
+            PendingRow(ONE, 1, 0, ""),
+            row(5, 2),
+            PendingRow(6, 1, 0, ""),
+        ]
+        assert stored.parked == {ONE: 3, three: 3}
+        # They stay what they are when the group goes on in another log, however often it is read.
+        seek = Change("g", header=replace(HEADER, epoch="other"), clear_pending=True)
+        await store.write(seek)
+        new = Parked(ParkedKey(1, "other"), b"other", 1, "new", 8)
+        await store.write(Change("g", header=seek.header, parked=[new]))
+        for _ in range(2):
+            store = await term(place, wire)
+            assert (await store.load())["g"].parked == {ONE: 3, three: 3, new.key: 5}
+            await store.write(Change("g", header=seek.header))
+        assert (await store.parked("g", [ONE], max_bytes=9))[0].frame == b"old"
+        await store.write(Change("g", unparked=[ONE]))
+        again = Parked(three, b"again", 1, "", 9)
+        await store.write(Change("g", parked=[again]))
+        store = await term(place, wire)
+        assert (await store.load())["g"].parked == {three: 5, new.key: 5}
+        assert await store.parked("g", [new.key, three], max_bytes=99) == [new, again]
 
 
 def test_parcels_come_through_in_pieces_as_they_were() -> None:
