@@ -341,6 +341,22 @@ class ConsumerGroupsSuite:
         with pytest.raises(Unavailable):
             await groups.join("work", "late")
 
+    async def test_a_member_that_drains_gets_no_more_and_keeps_what_it_has(
+        self, log: EventLog, groups: ConsumerGroups
+    ) -> None:
+        await log.append(events(1))
+        await groups.create(group())
+        reader, other = await join(groups), await join(groups, events=0)
+        found = await reader.deliveries(1)
+        reader.member.drain()
+        reader.member.credit(1000, 2**30)
+        await reader.member.extend(ack_ids(found))  # what was said before it has been heard by now
+        await log.append(events(2))
+        other.member.credit(9, 2**30)
+        assert sequences(await other.deliveries(2)) == [2, 3]
+        assert await reader.member.ack(ack_ids(found)) is None
+        await until_checkpoint(groups, 1)
+
     async def test_the_state_names_the_members(self, groups: ConsumerGroups) -> None:
         await groups.create(group())
         await join(groups, member="one")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.message import DecodeError
 
 from aither.flux.v1.flux_service_pb2 import NACK_ACTION_PARK
 from aither_sdk.errors import AlreadyExists, DataLoss, FailedPrecondition, ResourceExhausted
@@ -123,6 +124,27 @@ async def test_a_group_that_is_ahead_of_its_log_goes_back_to_its_end() -> None:
         assert sequences(await reader.deliveries(1)) == [2]
         await log.append(events(2))
         assert sequences(await reader.deliveries(2)) == [4, 5]
+
+
+async def test_groups_that_cannot_be_opened_leave_nothing_behind() -> None:
+    """One of them is ahead of its log, which cannot be put right; another one cannot be read."""
+    log, store = MemoryLog(), FullStore()
+    settings = group().SerializeToString(deterministic=True)
+    await store.write(Change("fine", header=Header(settings, log.epoch, 0)))
+    await store.write(Change("wrong", header=Header(settings, log.epoch, 9)))
+    before = asyncio.all_tasks()
+    store.full = True
+    with pytest.raises(ResourceExhausted):
+        await LocalGroups.open(log, store)
+    store.full = False
+    await store.write(Change("wrong", header=Header(b"\xff", log.epoch, 0)))
+    with pytest.raises(DecodeError):
+        await LocalGroups.open(log, store)
+    assert asyncio.all_tasks() == before
+    await log.append(events(1))  # nobody listens who should not
+    await store.write(Change("wrong", delete=True))
+    async with over(log, store) as groups:
+        assert (await groups.get("fine"))[1].lag_events == 1
 
 
 async def test_a_group_of_another_log_parks_nothing_of_this_one() -> None:
