@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -312,14 +313,19 @@ def member(
         process.close()
 
 
-async def _leading(epoch: int, *members: MemberProcess) -> MemberProcess:
-    """Whichever works, under a newer epoch."""
+async def _works(epoch: int, *members: MemberProcess) -> MemberProcess:
+    """Whichever has begun a handler just now, under a newer epoch."""
     async with asyncio.timeout(LIMIT_S):
         while True:
             for one in members:
-                if one.told and one.told[-1]["kind"] == "begun" and one.told[-1]["epoch"] > epoch:
+                last = one.told[-1] if one.told else {"epoch": 0}
+                if last["epoch"] > epoch and last["kind"] == "begun":
                     return one
             await asyncio.sleep(0.01)
+
+
+def _is(told: dict[str, Any], **what: Any) -> bool:
+    return told.items() >= what.items()
 
 
 async def put(flux: ServiceProcess, *subjects: str) -> list[int]:
@@ -394,17 +400,12 @@ async def test_a_worker_that_was_stopped_begins_nothing_once_another_leads(tmp_p
         ):
             epoch = 0
             for _ in range(STOPS):
-                leader = await _leading(epoch, one, two)
-                begun = leader.told[-1]
-                epoch = begun["epoch"]
-                await leader.hear(lambda told, b=begun: told["kind"] == "begun" and told is not b)
+                leader = await _works(epoch, one, two)
+                epoch = leader.told[-1]["epoch"]
                 leader.signal(signal.SIGSTOP)
-                heir = two if leader is one else one
-                await heir.hear(lambda told, e=epoch: told["kind"] == "begun" and told["epoch"] > e)
+                await _works(epoch, two if leader is one else one)
                 leader.signal(signal.SIGCONT)
-                await leader.hear(
-                    lambda told, e=epoch: told["kind"] == "resigned" and told["epoch"] >= e
-                )
+                await leader.hear(partial(_is, kind="resigned", epoch=epoch))
         told = sorted(one.told + two.told, key=lambda what: what["at_s"])
     newest = 0
     for what in told:
