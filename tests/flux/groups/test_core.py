@@ -167,6 +167,34 @@ def test_crashes_of_flux_count_as_attempts() -> None:
     assert house.parked_stored() == {1}
 
 
+@pytest.mark.parametrize(
+    ("jump_s", "waits_s"), [(0, 60), (-7200, 7260), (-30 * 86400, 12 * 3600), (59, 1), (3600, 0)]
+)
+def test_a_wait_goes_on_over_a_crash_whatever_the_wall_clock_does(
+    jump_s: int, waits_s: float
+) -> None:
+    """It is as long as it was, by the clock of the wall, and never longer than any wait can be."""
+    house = CoreHouse(settings())
+    house.append(2)
+    house.join(events=9)
+    first, second = house.turn()
+    nack(house, first, delay_s=60)
+    nack(house, second, delay_s=0)
+    house.stored()
+    house.clock.jump_wall(jump_s)
+    house.crash()
+    house.join(events=9)
+    if waits_s:
+        assert sequences(house.turn()) == [2]
+        house.clock.advance(waits_s - 0.1)
+        assert house.turn() == []
+        assert house.core.checkpoint == 0
+        house.clock.advance(0.1)
+        assert sequences(house.turn()) == [1]
+    else:
+        assert sequences(house.turn()) == [1, 2]
+
+
 def test_a_delivery_that_could_not_be_stored_is_no_attempt() -> None:
     house = CoreHouse(settings())
     house.append(1)
