@@ -248,18 +248,21 @@ class LocalGroup:
         self._carry_news()
         if now_s < self._blocked_until_s:
             return self._blocked_until_s - now_s
-        busy = False
         # In another log its numbers mean other events.
-        if not self._closing and self.core.epoch == self._log.epoch:
+        at_work = not self._closing and self.core.epoch == self._log.epoch
+        busy = False
+        if at_work:
             busy = await self._reading.again()
             busy = await self._reading.ahead(self._end) or busy
-            busy = await self._park() or busy
         leases = self.core.assign()
         lazily = self.core.unstored.may and (
             self._closing or self.clock.monotonic() >= self._stored_s + LAZY_STORE_S
         )
         if leases or lazily or self.core.unstored.must:
             await self._store_and_send(leases)
+        if at_work:
+            # Last, for a copy needs room where a row finds some still.
+            busy = await self._park() or busy
         self.core.tell_leadership()
         self._carry_news()
         if busy or leases:

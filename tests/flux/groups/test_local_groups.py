@@ -97,6 +97,37 @@ async def test_a_full_disk_stops_deliveries_and_forgets_no_ack() -> None:
     assert [row.sequence for row in (await store.load())["work"].pending] == [3, 4]
 
 
+class TightStore(MemoryStore):
+    """A disk with room for rows and for no copy."""
+
+    tight = True
+
+    async def write(self, change: Change) -> None:
+        if self.tight and change.parked:
+            raise ResourceExhausted("no space", reason="DISK_FULL", retry_after_s=5.0)
+        await super().write(change)
+
+
+async def test_what_cannot_be_put_aside_holds_up_no_ack_and_no_other_event() -> None:
+    log, store = MemoryLog(), TightStore()
+    async with over(log, store) as groups:
+        await log.append(events(6))
+        await groups.create(group(max_outstanding_events=3))
+        reader = await join(groups)
+        found = await reader.deliveries(3)
+        await reader.member.nack(ack_ids(found[:1]), NACK_ACTION_PARK)
+        await reader.member.ack(ack_ids(found[1:]))
+        await reader.member.ack(ack_ids(await reader.deliveries(3)))
+        async with asyncio.timeout(10):
+            while [row.sequence for row in (await store.load())["work"].pending] != [1]:
+                await asyncio.sleep(0.01)
+        state = (await groups.get("work"))[1]
+        assert (state.checkpoint_sequence, state.retrying_events, state.parked_events) == (0, 1, 0)
+        store.tight = False
+        await until_checkpoint(groups, 6)
+        assert (await groups.get("work"))[1].parked_events == 1
+
+
 async def test_events_that_cannot_be_read_are_counted_and_block_nobody() -> None:
     log = SickLog(2, 3)
     async with over(log, MemoryStore()) as groups:
