@@ -70,6 +70,7 @@ class Node:
         while not self._leaving.is_set():
             try:
                 await self._over(self._log.wire())
+                backoff.reset()
             except Unavailable as error:
                 logger.debug("groups.not_there", reason=error.message)
                 await asyncio.sleep(_LOOK_S)
