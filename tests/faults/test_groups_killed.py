@@ -425,7 +425,7 @@ async def test_a_flux_that_was_stopped_takes_no_lease_from_who_kept_talking(
         with member(flux, "leader") as leader:
             told = await leader.hear(lambda one: one["kind"] == "leadership" and one["active"])
             flux.signal(signal.SIGSTOP)
-            await asyncio.sleep(4)
+            await asyncio.sleep(2.8)
             flux.signal(signal.SIGCONT)
             await asyncio.sleep(0.5)
             state = await state_of(flux)
