@@ -115,24 +115,28 @@ class Sequencer:
         in the batch and the log, or a subject of it, would not end where it should.
         """
         first = self._staged_last
-        keys = [(source, event_id) for source, event_id, _, _, _ in drafts]
+        columns = tuple(zip(*drafts, strict=True))
+        keys = list(zip(*columns[:2], strict=True))
         places = dict(zip(keys, range(first + 1, first + 1 + len(keys)), strict=True))
         if len(places) == len(keys) and self._window.keys().isdisjoint(places):
             results = list(map(_appended, zip(places.values(), repeat(False))))
         else:
             drafts, places, results = self._sift(drafts, first)
+            columns = tuple(zip(*drafts, strict=True))
         if places and expected is not None:
             _check_last(expected, first)
             if expected.subjects:
                 self._check_subjects(expected.subjects)
         if not places:
             return Staged([], [], [], results)
-        sources, ids, subjects, bodies, expire_ns = zip(*drafts, strict=True)
+        sources, ids, subjects, bodies, expire_ns = columns
         sequences = places.values()
         frames = seal_all(bodies, first + 1, recorded_field(recorded_ns))
         fields = zip(sequences, repeat(recorded_ns), subjects, sources, frames)
         records = list(map(_record, fields))
-        expiries = [one for one in zip(sequences, expire_ns, strict=True) if one[1]]
+        expiries: list[tuple[int, int]] = []
+        if any(expire_ns):
+            expiries = [one for one in zip(sequences, expire_ns, strict=True) if one[1]]
         self._window.update(places)
         self._staged_keys += places
         self._staged_records += records
@@ -185,8 +189,9 @@ class Sequencer:
                 raise _wrong_subject(subject, sequence, actual)
 
     def _forget_oldest(self) -> None:
-        for _ in range(len(self._order) - self._window_events):
-            self._window.pop(self._order.popleft(), None)
+        popleft = self._order.popleft
+        oldest = [popleft() for _ in range(len(self._order) - self._window_events)]
+        deque(map(self._window.pop, oldest, repeat(None)), maxlen=0)
 
 
 def _check_last(expected: Expected, last: int) -> None:
