@@ -138,7 +138,7 @@ def routing_us(filters: int, *, fresh: bool) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--filters", type=int, default=500)
-    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="substring of the peers' names")
     arguments, _ = parser.parse_known_args(argv)

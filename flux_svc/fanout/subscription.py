@@ -303,10 +303,7 @@ class Subscription:
         return time.monotonic() - self._last_sent_s >= self._request.heartbeat_s
 
     def _until_heartbeat_s(self) -> float:
-        # Down to moments that all share: a thousand who are idle are woken by the dozen, and not
-        # one by one into cold caches, on either side of the wire.
-        shared_s = max(self._request.heartbeat_s, 0.001) / SHARED_MOMENTS
-        due_s = (self._last_sent_s + self._request.heartbeat_s) // shared_s * shared_s
+        due_s = heartbeat_due_s(self._last_sent_s, self._request.heartbeat_s)
         return max(0.001, due_s - time.monotonic())
 
     def _started(self) -> bytes:
@@ -331,6 +328,14 @@ class Subscription:
         return _encoded(
             closing=pb.Closing(reason=reason, resume_sequence=self._position, epoch=self._log.epoch)
         )
+
+
+def heartbeat_due_s(last_sent_s: float, heartbeat_s: float) -> float:
+    """When a heartbeat is to be sent after a message, rounded down to moments that all share: a
+    thousand who are idle are woken by the dozen, and not one by one into cold caches, on either
+    side of the wire."""
+    shared_s = max(heartbeat_s, 0.001) / SHARED_MOMENTS
+    return (last_sent_s + heartbeat_s) // shared_s * shared_s
 
 
 def _is_full(message: ReadResult, max_events: int) -> bool:
