@@ -14,6 +14,7 @@ from aither_sdk.errors import (
 from aither_sdk.event_rules import MAX_BATCH_EVENTS
 from aither_sdk.subjects import FilterSet
 from flux_svc import validation
+from flux_svc.drafts import Arrival
 from flux_svc.fanout.audience import Audience
 from flux_svc.fanout.delivery import reason_name
 from flux_svc.fanout.hub import Hub
@@ -53,7 +54,7 @@ class FluxServicer:
         return await self._publishing.publish(request)
 
     async def PublishStream(
-        self, requests: AsyncIterator[pb.PublishStreamRequest], context: Context
+        self, requests: AsyncIterator[Arrival], context: Context
     ) -> AsyncIterator[bytes]:
         async with aclosing(self._publishing.publish_stream(requests)) as responses:
             async for response in responses:
