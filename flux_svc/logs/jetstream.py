@@ -18,7 +18,7 @@ middle of its commit may leave the front of it; its repeat stores the rest.
 from the tail. For what that cannot tell (stored by another node a moment ago, or trimmed), the
 server's own window decides, which is a time: `flux.nats_duplicate_window_s`.
 
-*Expiry.* The server's: whole seconds, rounded up.
+*Removed.* By whichever node has the lease for it; the others hear of it (`jetstream_notices.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -66,8 +65,10 @@ from flux_svc.logs.jetstream_faults import (
 )
 from flux_svc.logs.jetstream_follower import Follower, survey
 from flux_svc.logs.jetstream_ledger import Ledger
-from flux_svc.logs.jetstream_messages import ID, place_of
+from flux_svc.logs.jetstream_messages import ID, expire_ns_in, place_of
+from flux_svc.logs.jetstream_notices import Notices
 from flux_svc.logs.jetstream_reader import Question, Reader
+from flux_svc.logs.jetstream_remover import Remover
 from flux_svc.logs.jetstream_stream import Stream, StreamPlan, StreamState
 from flux_svc.logs.jetstream_wire import ANSWER_S, Dialler, Message, Wire
 from flux_svc.logs.jetstream_writer import Writer
@@ -81,6 +82,9 @@ OPEN_S = 20.0
 """How long opening waits for nats-server to be there."""
 _CLOSE_S = 6.0
 """A little more than an answer may take."""
+
+_FORGET_NS = 600 * 1_000_000_000
+"""How long a node that removes nothing remembers events after their end."""
 
 Ended = Callable[[AitherError], None]
 
@@ -96,6 +100,7 @@ class JetStreamLog:
             Ability.EXPECTED_SUBJECT_SEQUENCES,
             Ability.BACKWARD,
             Ability.TRIM,
+            Ability.REMOVE,
             Ability.WRITE_QUEUE,
         }
     )
@@ -124,10 +129,14 @@ class JetStreamLog:
         self._over: AitherError | None = None
         """Why this log is at its end."""
         self._ledger = Ledger(state)
-        plan = stream.plan
-        self._follower = Follower(plan.name, state.last_sequence, self._ledger.hear)
-        self._writer = Writer(plan.prefix, self._ledger, self._connected, queue_events=queue_events)
-        self._reader = Reader(stream, self._ledger, self._connected, self._look)
+        plan, ledger = stream.plan, self._ledger
+        self._follower = Follower(plan.name, state.last_sequence, ledger.hear)
+        self._notices = Notices(plan, state.epoch, ledger.end)
+        self._writer = Writer(stream, ledger, self._connected, queue_events=queue_events)
+        self._reader = Reader(stream, ledger, self._connected, self._look)
+        self._remover = Remover(
+            stream, ledger, self._reader, self._notices, self._connected, self._look
+        )
         self._life: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -232,16 +241,31 @@ class JetStreamLog:
     ) -> ReadResult:
         self._check_open()
         with self._faults():
-            return await self._reader.fetch(sequences, exclude_sources)
+            found = await self._reader.fetch(sequences, exclude_sources)
+        if found.gone:
+            # Another node may have removed it for an event that is newer and was not heard here.
+            await self.catch_up()
+        return found
 
     async def index(self, position: int, *, max_events: int = 16_384) -> list[IndexEntry]:
-        raise NotImplementedError
+        self._check_open()
+        with self._faults():
+            return await self._remover.index(position, max_events)
 
     async def expired(self, time_ns: int, *, max_events: int = 16_384) -> list[int]:
-        raise NotImplementedError
+        self._check_open()
+        with self._faults():
+            return await self._remover.expired(time_ns, max_events)
 
     async def remove(self, sequences: Sequence[int]) -> int:
-        raise NotImplementedError
+        self._check_open()
+        with self._faults():
+            return await self._remover.remove(sequences)
+
+    async def tends(self) -> bool:
+        self._check_open()
+        with self._faults():
+            return await self._remover.tends()
 
     async def sequence_at(self, time_ns: int) -> int:
         self._check_open()
@@ -250,12 +274,8 @@ class JetStreamLog:
 
     async def trim(self, before_sequence: int) -> None:
         self._check_open()
-        before = min(before_sequence, self._ledger.last_sequence + 1)
-        if before <= self._ledger.floor:
-            return
         with self._faults():
-            await self._stream.purge(self._connected(), before)
-            await self._look()
+            await self._remover.trim(before_sequence)
 
     def info(self) -> LogInfo:
         return self._ledger.info()
@@ -292,6 +312,8 @@ class JetStreamLog:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
+        with suppress(AitherError, StreamRefused):
+            await self._remover.release()
         self._writer.refuse_waiting(log_closed())
         await self._writer.finish(_CLOSE_S)
         while self._life is not None and not self._life.done():
@@ -329,9 +351,13 @@ class JetStreamLog:
         self._connected()
 
     async def _survey(self, wire: Wire, state: StreamState) -> None:
-        """What was stored before this node came."""
-        if not state.events:
-            return
+        """What was stored before this node came. The notices come last: they tell of events that
+        may have been removed meanwhile."""
+        if state.events:
+            await self._survey_events(wire, state)
+        await self._notices.begin(wire)
+
+    async def _survey_events(self, wire: Wire, state: StreamState) -> None:
         plan, last, ledger = self._stream.plan, state.last_sequence, self._ledger
         keys: dict[int, str] = {}
 
@@ -340,8 +366,9 @@ class JetStreamLog:
             ledger.tail.subjects[subject] = place_of(message.reply).sequence
 
         def take_key(message: Message) -> None:
-            headers = message.headers or {}
-            keys[place_of(message.reply).sequence] = headers.get(ID, "")
+            headers, sequence = message.headers or {}, place_of(message.reply).sequence
+            keys[sequence] = headers.get(ID, "")
+            ledger.expiries.add(sequence, expire_ns_in(headers))
 
         newest = {"deliver_policy": "last_per_subject", "filter_subject": plan.prefix + ">"}
         await survey(wire, plan.name, newest, last, take_subject)
@@ -349,6 +376,7 @@ class JetStreamLog:
         window = {"deliver_policy": "by_start_sequence", "opt_start_seq": start}
         await survey(wire, plan.name, window, last, take_key)
         ledger.remember((keys[sequence], sequence) for sequence in sorted(keys) if sequence <= last)
+        ledger.expiries.known_from = start
 
     async def _live(self, wire: Wire) -> None:
         """Keeps a connection and the tail over it, until the log is closed or at its end."""
@@ -369,9 +397,11 @@ class JetStreamLog:
     async def _serve(self, wire: Wire) -> None:
         """Follows the tail over one connection until that is lost."""
         backoff = FullJitter()
-        looking = asyncio.get_running_loop().create_task(
-            self._look_now_and_then(wire), name="flux:jetstream-look"
-        )
+        start = asyncio.get_running_loop().create_task
+        beside = [
+            start(self._look_now_and_then(wire), name="flux:jetstream-look"),
+            start(self._notices.follow(wire), name="flux:jetstream-notices"),
+        ]
         try:
             while not wire.lost.is_set() and self._over is None:
                 try:
@@ -379,8 +409,10 @@ class JetStreamLog:
                     if self._over is not None:
                         return
                     self._ledger.look(state)
-                    last, told = state.last_sequence, partial(self._caught_up, wire, state)
-                    await self._follower.follow(wire, last, told)
+                    beside.append(
+                        start(self._catch_up(wire, state), name="flux:jetstream-catch-up")
+                    )
+                    await self._follower.follow(wire)
                 except Unavailable as error:
                     logger.warning("jetstream.tail_broken", reason=error.message)
                 except StreamRefused as refused:
@@ -388,10 +420,23 @@ class JetStreamLog:
                     logger.warning("jetstream.tail_broken", reason=str(refused))
                     await asyncio.sleep(backoff.next_s(0.1))
         finally:
-            looking.cancel()
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
 
-    def _caught_up(self, wire: Wire, state: StreamState) -> None:
-        """The listeners heard of everything that was stored when `state` was asked for."""
+    async def _catch_up(self, wire: Wire, state: StreamState) -> None:
+        """Waits until the listeners heard of everything that is held of what was stored when
+        `state` was asked for. What is held the leader tells: the tail may hang on a replica that is
+        behind."""
+        backoff = FullJitter(first_s=0.005, most_s=0.2)
+        while (position := self._ledger.last_sequence) < state.last_sequence:
+            try:
+                following = await self._stream.first_from(wire, position + 1)
+            except StreamRefused:
+                following = position + 1  # without a leader for the moment
+            if following is None or following > state.last_sequence:
+                break
+            await asyncio.sleep(backoff.next_s())
         self._ledger.skip_to(state.last_sequence)
         if self._wire is not wire:
             logger.info("jetstream.connected", url=wire.url, last_sequence=state.last_sequence)
@@ -427,6 +472,8 @@ class JetStreamLog:
             if self._wire is wire:
                 with suppress(AitherError, StreamRefused):
                     await self._look()
+                if not self._notices.leased:
+                    self._ledger.expiries.forget_due(self._clock.time_ns() - _FORGET_NS)
 
 
 async def _first(dialler: Dialler, stream: Stream) -> tuple[Wire, StreamState]:

@@ -17,6 +17,8 @@ WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 NAME_TAKEN = 10058
 NO_STREAM = 10059
 NO_MESSAGE = 10037
+NOT_FOUND = frozenset({NO_MESSAGE, 10043, 10057})
+"""Of a single message, told of one that is gone and of one that never was."""
 DUPLICATE_IN_BATCH = 10201
 DUPLICATE_IN_FLIGHT = 10158
 WRONG_LAST_ID = 10070

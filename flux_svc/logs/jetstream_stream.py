@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flux_svc.logs.jetstream_faults import NAME_TAKEN, NO_MESSAGE, NO_STREAM, StreamRefused, foreign
+from flux_svc.logs.jetstream_faults import (
+    NAME_TAKEN,
+    NO_MESSAGE,
+    NO_STREAM,
+    NOT_FOUND,
+    StreamRefused,
+    foreign,
+)
 from flux_svc.logs.jetstream_messages import time_text
 from flux_svc.logs.jetstream_wire import Wire
 
@@ -101,9 +108,26 @@ class Stream:
             raise
         return True
 
-    async def purge(self, wire: Wire, before_sequence: int) -> None:
-        """Removes all below."""
-        await wire.ask(f"STREAM.PURGE.{self.plan.name}", {"seq": before_sequence})
+    async def purge(self, wire: Wire, before_sequence: int, subject: str = "") -> None:
+        """Removes all below; with `subject` (the message's), all of that below."""
+        request: dict[str, Any] = {"seq": before_sequence}
+        if subject:
+            request["filter"] = subject
+        await wire.ask(f"STREAM.PURGE.{self.plan.name}", request)
+
+    async def delete(self, wire: Wire, sequence: int) -> None:
+        """Removes one message. What it was is not overwritten."""
+        await wire.ask(f"STREAM.MSG.DELETE.{self.plan.name}", {"seq": sequence, "no_erase": True})
+
+    async def holds(self, wire: Wire, sequence: int) -> bool:
+        """As the leader knows it."""
+        try:
+            await wire.ask(f"STREAM.MSG.GET.{self.plan.name}", {"seq": sequence})
+        except StreamRefused as refused:
+            if refused.code in NOT_FOUND:
+                return False
+            raise
+        return True
 
     async def first_since(self, wire: Wire, at_ns: int) -> int | None:
         """The first message at or after a time; None where there is none."""

@@ -47,6 +47,7 @@ from flux_svc.logs.jetstream_messages import (
     header_bytes,
     outgoing,
 )
+from flux_svc.logs.jetstream_stream import Stream
 from flux_svc.logs.jetstream_wire import ANSWER_S, Headers, Wire, settle
 from flux_svc.logs.write_queue import WriteQueue
 
@@ -89,14 +90,15 @@ class Writer:
 
     def __init__(
         self,
-        prefix: str,
+        stream: Stream,
         ledger: Ledger,
         connected: Callable[[], Wire],
         *,
         queue_events: int,
         queue_bytes: int = MAX_QUEUE_BYTES,
     ) -> None:
-        self._prefix = prefix
+        self._stream = stream
+        self._prefix = stream.plan.prefix
         self._ledger = ledger
         self._connected = connected
         self._queue = WriteQueue(self._put, max_events=queue_events, max_bytes=queue_bytes)
@@ -237,19 +239,31 @@ class Writer:
     async def _guard(self, wire: Wire, fresh: Sequence[Outgoing], expected: Expected) -> Headers:
         """The header that lets the server refuse what is not as expected. Raises
         FailedPrecondition where it is known already."""
-        last = self._ledger.last_sequence
+        ledger = self._ledger
+        last = ledger.last_sequence
         for subject, sequence in expected.subjects.items():
-            actual = self._ledger.tail.subjects.get(subject, 0)
+            actual = await self._newest(wire, subject, sequence)
             if actual != sequence:
                 raise wrong_last(actual, sequence, subject)
         if expected.last_sequence is not None:
             return {EXPECTED_LAST: str(expected.last_sequence)}
         if not expected.subjects:
             return {}
-        if len(fresh) == 1 and list(expected.subjects) == [fresh[0].subject]:
+        subject = fresh[0].subject
+        if len(fresh) == 1 and [*expected.subjects] == [subject] and subject not in ledger.ended:
             return {EXPECTED_SUBJECT: str(expected.subjects[fresh[0].subject])}
-        # More than the server can compare at once: that nothing came since they were looked at.
+        # More than the server can compare (several subjects; one whose older event looks like its
+        # state): that nothing came since they were looked at.
         return {EXPECTED_LAST: str(last)}
+
+    async def _newest(self, wire: Wire, subject: str, expected: int) -> int:
+        """Where the newest event of a subject stands. Another node may have removed it a moment
+        ago: before anybody is refused, the leader is asked."""
+        newest = self._ledger.tail.subjects.get(subject, 0)
+        if newest and newest != expected and not await self._stream.holds(wire, newest):
+            self._ledger.lost(subject, newest)
+            return self._ledger.tail.subjects.get(subject, 0)
+        return newest
 
     async def _store(self, wire: Wire, fresh: Sequence[Outgoing], guard: Headers) -> int | Appended:
         """The sequence of the first event, or where the only one was stored before."""
@@ -317,6 +331,12 @@ class Writer:
         if expected.last_sequence is not None:
             last = self._ledger.last_sequence if actual is None else actual
             raise wrong_last(last, expected.last_sequence)
+        if any(one in self._ledger.ended for one in expected.subjects):
+            await asyncio.sleep(_RETRY_S)  # a removal is under way, perhaps
+        for subject, sequence in expected.subjects.items():
+            # What was expected may be what another node removed.
+            if sequence and not await self._stream.holds(wire, sequence):
+                self._ledger.lost(subject, sequence)
         # Somebody appended: hear of it, then compare again.
         following = self._ledger.last_sequence + 1 if actual is None else actual
         try:
