@@ -245,6 +245,7 @@ class JetStreamLog:
         if found.gone:
             # Another node may have removed it for an event that is newer and was not heard here.
             await self.catch_up()
+            await self._ledger.gone(found.gone)
         return found
 
     async def index(self, position: int, *, max_events: int = 16_384) -> list[IndexEntry]:

@@ -13,7 +13,7 @@ from aither_sdk.errors import AitherError
 from flux_svc.logs.base import LogInfo, Record
 from flux_svc.logs.jetstream_expiries import Expiries
 from flux_svc.logs.jetstream_stream import StreamState
-from flux_svc.logs.tail import Tail
+from flux_svc.logs.tail import STEP_SUBJECTS, Tail
 from flux_svc.sequencer import WINDOW_EVENTS
 
 KIND = "jetstream"
@@ -127,6 +127,17 @@ class Ledger:
         """An event that was the newest of its subject is not held, as the leader says."""
         if self.tail.subjects.get(subject) == sequence:
             del self.tail.subjects[subject]
+
+    async def gone(self, sequences: Iterable[int]) -> None:
+        """None of these is held, as the leader says: what still has one of them for its state has
+        none, though nobody has told it here."""
+        gone = set(sequences)
+        subjects = list(self.tail.subjects.items())
+        for start in range(0, len(subjects), STEP_SUBJECTS):
+            for subject, newest in subjects[start : start + STEP_SUBJECTS]:
+                if newest in gone:
+                    self.lost(subject, newest)
+            await asyncio.sleep(0)
 
     def _settle(self, subject: str) -> None:
         """What is newer than the end is a state again, what is older is none."""
