@@ -330,7 +330,8 @@ class JetStreamLog:
         if self._over is not None:
             raise self._over
         if self._wire is None or self._wire.lost.is_set():
-            raise unreachable(", ".join(self._dialler.urls), "no connection, dialling again")
+            why = f"dialling again ({self._dialler.why})" if self._dialler.why else "dialling again"
+            raise unreachable(", ".join(self._dialler.urls), f"no connection, {why}")
         return self._wire
 
     @contextmanager
@@ -464,8 +465,13 @@ class JetStreamLog:
         return state
 
     async def _look(self) -> None:
-        """What others trimmed, and what expired."""
-        self._ledger.look(await self._stream.state(self._connected()))
+        """What others trimmed, and whether it is still the stream that it was."""
+        wire = self._connected()
+        state = await self._stream.state(wire)
+        if state.epoch != self.epoch:
+            wire.give_up("the stream has another epoch")
+            raise unreachable(wire.url, "the stream was replaced")
+        self._ledger.look(state)
 
     async def _look_now_and_then(self, wire: Wire) -> None:
         while True:
@@ -473,6 +479,7 @@ class JetStreamLog:
             if self._wire is wire:
                 with suppress(AitherError, StreamRefused):
                     await self._look()
+                    await self._stream.mend(wire)
                 if not self._notices.leased:
                     self._ledger.expiries.forget_due(self._clock.time_ns() - _FORGET_NS)
 

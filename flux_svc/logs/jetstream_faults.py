@@ -137,6 +137,15 @@ def replaced(stream: str, ours: str, theirs: str) -> Unavailable:
     )
 
 
+def not_the_stream(stream: str, stored: int, heard: int) -> Unavailable:
+    return Unavailable(
+        f'the stream "{stream}" stored an event at {stored} although it had {heard} already: it '
+        "was replaced; repeat with the same ids once this node has begun anew",
+        reason="LOG_REPLACED",
+        retry_after_s=1.0,
+    )
+
+
 def rewound(stream: str, known: int, last: int) -> Unavailable:
     return Unavailable(
         f'the stream "{stream}" ends at {last}, but {known} was stored: nats-server lost events. '

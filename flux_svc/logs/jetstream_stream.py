@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from flux_svc.logs.jetstream_faults import (
     NAME_TAKEN,
     NO_MESSAGE,
@@ -22,6 +24,8 @@ from flux_svc.logs.jetstream_faults import (
 )
 from flux_svc.logs.jetstream_messages import time_text
 from flux_svc.logs.jetstream_wire import Wire
+
+logger = structlog.get_logger()
 
 _EPOCH = "aither-epoch"
 _NEEDED = {"allow_direct": True, "allow_atomic": True, "allow_msg_ttl": True}
@@ -86,6 +90,10 @@ class Stream:
                 raise
             await self._adopt(wire)
         return await self.state(wire)
+
+    async def mend(self, wire: Wire) -> None:
+        """Sets again what the log cannot do without, where somebody has edited the stream."""
+        await self._have_needed(wire, (await self._info(wire))["config"])
 
     async def state(self, wire: Wire) -> StreamState:
         answer = await self._info(wire)
@@ -168,8 +176,12 @@ class Stream:
         ]
         if wrong:
             raise foreign(self.plan.name, ", ".join(wrong))
+        await self._have_needed(wire, config)
+
+    async def _have_needed(self, wire: Wire, config: Mapping[str, Any]) -> None:
         missing = {key: value for key, value in _NEEDED.items() if config.get(key) != value}
         if missing:
+            logger.warning("jetstream.stream_mended", stream=self.plan.name, settings=[*missing])
             await self._update(wire, config, {}, missing)
 
     async def _update(

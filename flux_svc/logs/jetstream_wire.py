@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -240,22 +240,30 @@ class Dialler:
         self.urls = list(urls)
         self._credentials = credentials
         self._next = 0
+        self.why = ""
+        """What the last attempt failed with."""
 
     async def dial(self) -> Wire:
         """The next server. Raises Unavailable LOG_UNREACHABLE."""
         url = self.urls[self._next % len(self.urls)]
         self._next += 1
-        return await Wire.dial(url, name="aither-flux", credentials=self._credentials)
+        try:
+            wire = await Wire.dial(url, name="aither-flux", credentials=self._credentials)
+        except Unavailable as error:
+            if error.message != self.why:  # once for each cause: a refused password, a dead server
+                logger.warning("nats.not_there", reason=error.message)
+            self.why = error.message
+            raise
+        self.why = ""
+        return wire
 
     async def until_connected(self) -> Wire:
         """Whichever answers, however long it takes."""
         backoff = FullJitter(first_s=0.02, most_s=1.0)
         while True:
             for _ in self.urls:
-                try:
+                with suppress(Unavailable):
                     return await self.dial()
-                except Unavailable as error:
-                    logger.debug("nats.not_there", reason=error.message)
             await asyncio.sleep(backoff.next_s())
 
 

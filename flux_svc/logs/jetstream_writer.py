@@ -31,6 +31,7 @@ from flux_svc.logs.jetstream_faults import (
     contended,
     event_too_large,
     fault_of,
+    not_the_stream,
     tail_behind,
     wrong_last,
 )
@@ -272,6 +273,7 @@ class Writer:
             if size > wire.max_payload:
                 raise event_too_large(size, wire.max_payload)
         done: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        heard = self._ledger.last_sequence
         batch = self._batches if len(fresh) > 1 else nullcontext()
         with wire.answers(lambda message: settle(done, message), done) as reply:
             async with AsyncExitStack() as stack:
@@ -281,7 +283,13 @@ class Writer:
                 answer = await wire.answer(done)
         if answer.get("duplicate"):
             return Appended(answer["seq"], True)
-        return int(answer["seq"]) - len(fresh) + 1
+        first = int(answer["seq"]) - len(fresh) + 1
+        if first <= heard:
+            # Another stream has the name now. The tail is about to notice; the publisher must not
+            # be told a sequence of the other one.
+            wire.give_up(f"an event was stored at {first}, after {heard} was heard")
+            raise not_the_stream(self._prefix[:-1], first, heard)
+        return first
 
     async def _send(
         self, wire: Wire, fresh: Sequence[Outgoing], guard: Headers, reply: str

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import pytest
 
 from tests.cut_off import Proxy
 from tests.faults.told import History, check, follow, publish, read_all
-from tests.nats_server import NatsServer, cluster_of, nats_server
+from tests.nats_server import NatsServer, leader_of, nats_cluster, nats_server, until_current
 from tests.processes import ServiceProcess
 
 SEED = 20_261_121
@@ -146,39 +145,9 @@ async def test_a_node_that_is_cut_off_comes_back_without_loss(tmp_path: Path) ->
                     await running_load.goes_on()
 
 
-@contextmanager
-def cluster(folder: Path) -> Iterator[list[NatsServer]]:
-    servers = cluster_of(3, folder)
-    try:
-        for server in servers:
-            server.start(wait=False)
-        for server in servers:
-            server.wait_ready()
-        yield servers
-    finally:
-        for server in servers:
-            server.close()
-
-
-def leader_of(servers: Sequence[NatsServer]) -> NatsServer:
-    name = servers[0].ask("$JS.API.STREAM.INFO.AITHER")["cluster"]["leader"]
-    return next(server for server in servers if name == f"n{server.port}")
-
-
-def until_current(servers: Sequence[NatsServer]) -> None:
-    """Until every replica has what the leader has: two lost at once are one too many."""
-    end_s = time.monotonic() + 30
-    while time.monotonic() < end_s:
-        replicas = servers[0].ask("$JS.API.STREAM.INFO.AITHER")["cluster"].get("replicas", [])
-        if len(replicas) == 2 and all(one.get("current") for one in replicas):
-            return
-        time.sleep(0.05)
-    raise AssertionError("the replicas do not catch up")
-
-
 async def survives_loss_of_the_leader(folder: Path, losses: int) -> None:
     """The last one that is lost stays away."""
-    with cluster(folder / "nats") as servers:
+    with nats_cluster(folder / "nats") as servers:
         url = ",".join(server.url for server in servers)
         fluxes = [
             flux_over(url, folder / f"flux{n}", AITHER_FLUX__NATS_REPLICAS="3") for n in range(2)
