@@ -36,6 +36,10 @@ class NatsServer:
 
     def __init__(self, folder: Path, *, sync: str = "always", cluster: str = "") -> None:
         self.folder = folder
+        self.jetstream = ""
+        """More of that section of the configuration, from the next start on."""
+        self.more = ""
+        """More of the configuration, likewise."""
         (self.port,) = free_ports(1)
         self._sync = sync
         self._cluster = cluster
@@ -58,8 +62,8 @@ class NatsServer:
             f'listen: "127.0.0.1:{self.port}"\n'
             "max_payload: 2MB\n"
             f'jetstream {{ store_dir: "{self.folder / "store"}", sync_interval: {self._sync}\n'
-            "  limits { batch { max_msgs: 4096 } } }\n"
-            f"{self._cluster}\n"
+            f"  limits {{ batch {{ max_msgs: 4096 }} }}\n  {self.jetstream} }}\n"
+            f"{self._cluster}\n{self.more}\n"
         )
         with (self.folder / "nats.log").open("ab") as log:
             self._process = subprocess.Popen(

@@ -54,6 +54,15 @@ def unreachable(url: str, why: str) -> Unavailable:
     )
 
 
+def unanswered(url: str) -> Unavailable:
+    return Unavailable(
+        f"NATS at {url} answers, but not to what it is to store: its disk may be full or sick, see "
+        "its log; make room and restart it, reading goes on meanwhile; repeat with the same ids",
+        reason="LOG_IO_ERROR",
+        retry_after_s=1.0,
+    )
+
+
 def tail_behind() -> Unavailable:
     return Unavailable(
         "what was stored was not heard on this node yet; repeat in a moment, with the same ids",

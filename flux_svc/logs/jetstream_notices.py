@@ -83,11 +83,15 @@ class Notices:
 
     async def follow(self, wire: Wire) -> None:
         """Hears what comes, until the connection is lost."""
+        told = ""
         while not wire.lost.is_set():
             try:
                 await self._follow(wire)
+                told = ""
             except (AitherError, StreamRefused) as error:
-                logger.warning("jetstream.notices_broken", reason=str(error))
+                if str(error) != told:
+                    logger.warning("jetstream.notices_broken", reason=str(error))
+                told = str(error)
                 await asyncio.sleep(_RETRY_S)
 
     async def end(self, wire: Wire, subjects: Iterable[tuple[str, Ended]]) -> None:

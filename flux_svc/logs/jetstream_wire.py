@@ -22,7 +22,7 @@ from nats.aio.subscription import Subscription
 
 from aither_sdk.backoff import FullJitter
 from aither_sdk.errors import Unavailable
-from flux_svc.logs.jetstream_faults import StreamRefused, unreachable
+from flux_svc.logs.jetstream_faults import StreamRefused, unanswered, unreachable
 
 logger = structlog.get_logger()
 
@@ -65,6 +65,10 @@ class Wire:
             for one in wire:
                 one._fail()
 
+        async def leaving() -> None:
+            for one in wire:
+                one.give_up("the server is about to stop")
+
         errors: list[Exception] = []
 
         async def told(error: Exception) -> None:
@@ -86,6 +90,7 @@ class Wire:
                 disconnected_cb=gone,
                 closed_cb=gone,
                 error_cb=told,
+                lame_duck_mode_cb=leaving,
                 user_credentials=None if credentials is None else str(credentials),
             )
             made = cls(client, url)
@@ -148,9 +153,15 @@ class Wire:
             await self.send(f"$JS.API.{verb}", json.dumps(request).encode(), None, reply)
             return await self.answer(done)
 
-    async def answer(self, done: asyncio.Future[dict[str, Any]]) -> dict[str, Any]:
-        """Raises StreamRefused (what the server said) or Unavailable LOG_UNREACHABLE."""
-        answer: dict[str, Any] = await self._in_time(done)
+    async def answer(
+        self,
+        done: asyncio.Future[dict[str, Any]],
+        alive: Callable[[], Awaitable[object]] | None = None,
+    ) -> dict[str, Any]:
+        """Raises StreamRefused (what the server said) or Unavailable LOG_UNREACHABLE. Where nothing
+        but the question `alive` is answered, the connection stays and the fault is LOG_IO_ERROR: a
+        server that cannot write says nothing."""
+        answer: dict[str, Any] = await self._in_time(done, alive)
         if "error" in answer:
             error = answer["error"]
             raise StreamRefused(error.get("err_code", 0), error.get("description", ""))
@@ -203,11 +214,16 @@ class Wire:
             logger.warning("nats.connection_given_up", url=self.url, why=why)
         self._fail()
 
-    async def _in_time(self, done: asyncio.Future[Any]) -> Any:
+    async def _in_time(
+        self, done: asyncio.Future[Any], alive: Callable[[], Awaitable[object]] | None = None
+    ) -> Any:
         try:
             async with asyncio.timeout(ANSWER_S):
                 return await done
         except TimeoutError:
+            if alive is not None:
+                await alive()
+                raise unanswered(self.url) from None
             self.give_up(f"no answer within {ANSWER_S:g} s")
             raise unreachable(self.url, f"no answer within {ANSWER_S:g} s") from None
 

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aither.flux.v1.event_pb2 import Event
@@ -280,7 +281,7 @@ class Writer:
                 async with self._turn:
                     await stack.enter_async_context(batch)
                     await self._send(wire, fresh, guard, reply)
-                answer = await wire.answer(done)
+                answer = await wire.answer(done, partial(self._stream.state, wire))
         if answer.get("duplicate"):
             return Appended(answer["seq"], True)
         first = int(answer["seq"]) - len(fresh) + 1
