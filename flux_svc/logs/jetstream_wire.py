@@ -43,6 +43,21 @@ far below it; what came beyond would be dropped and asked for again."""
 _STATUS, _END, _NOTHING, _NO_RESPONDERS = "Status", "204", "404", "503"
 
 
+class _Client(Client):
+    """The library looks at every character of every header's name: 13 us a message, the largest
+    part of hearing one. Should it call this by another name one day, only the speed is lost."""
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> Headers:
+        """`Name: value` on each line; about 2 us."""
+        found: Headers = {}
+        for line in raw.decode("utf-8", "replace").split("\r\n"):
+            name, colon, value = line.partition(":")
+            if colon:
+                found[name.strip()] = value.strip()
+        return found
+
+
 class Wire:
     """Answers are told apart by the last token of the inbox that they are sent to."""
 
@@ -75,12 +90,13 @@ class Wire:
             logger.debug("nats.error", url=url, error=str(error))
             errors[:] = [error]
 
-        client = Client()
+        client = _Client()
         try:
             await client.connect(
                 url,
                 name=name,
                 allow_reconnect=False,
+                skip_subject_validation=True,  # Flux has validated them
                 max_reconnect_attempts=1,  # without a bound the library tries for minutes
                 reconnect_time_wait=0,
                 connect_timeout=CONNECT_S,
