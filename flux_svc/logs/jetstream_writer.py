@@ -1,10 +1,12 @@
 """Appending: what is known is answered from the window, the rest is stored by the server, which has
 the last word on duplicates and expectations.
 
-One event is one message; several are one atomic batch. Appends of different publishers are on their
-way at the same time; those of one succession go one after the other, for a message that is lost
-must not be overtaken by those behind it. The server's own window of ids is the guard for what this
-node cannot know yet: an event that another node stored a moment ago, or one that was trimmed.
+One event is one message; several are one atomic batch. Appends wait in lines: one for each
+succession, one for all that belong to none, and what comes while the head of a line is on its way
+goes together as the next batch, so that it costs one commit and one fsync. A line never has two
+batches on their way, for a message that is lost must not be overtaken by those behind it. The
+server's own window of ids is the guard for what this node cannot know yet: an event that another
+node stored a moment ago, or one that was trimmed.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
@@ -19,8 +22,8 @@ from functools import partial
 from typing import Any
 
 from aither.flux.v1.event_pb2 import Event
-from aither_sdk.errors import AitherError
-from flux_svc.logs.base import Appended, Expected, Succession
+from aither_sdk.errors import AitherError, Unavailable
+from flux_svc.logs.base import ANYTHING, Appended, Expected, Succession
 from flux_svc.logs.faults import log_closed
 from flux_svc.logs.jetstream_faults import (
     DUPLICATE_IN_BATCH,
@@ -56,6 +59,9 @@ from flux_svc.logs.write_queue import WriteQueue
 MAX_QUEUE_BYTES = 64 * 2**20
 _BATCHES = 16
 """Atomic batches of this node on their way; the server takes 50 of all nodes together."""
+TOGETHER_EVENTS = 1000
+"""Of appends that go together: what nats-server takes in one batch unless it is told otherwise."""
+TOGETHER_BYTES = 2 * 2**20
 _TRIES = 10
 _RETRY_S = 0.02
 _STEP = 256
@@ -87,6 +93,25 @@ class _Job:
             self.answer.set_exception(error)
 
 
+def _together(line: deque[_Job]) -> list[_Job]:
+    """Takes the head of a line, and what may go with it."""
+    jobs = [line.popleft()]
+    events, size = jobs[0].events, jobs[0].bytes
+    while line and jobs[0].expected == line[0].expected == ANYTHING:
+        events, size = events + line[0].events, size + line[0].bytes
+        if events > TOGETHER_EVENTS or size > TOGETHER_BYTES:
+            break
+        jobs.append(line.popleft())
+    return jobs
+
+
+def _fail(job: _Job, error: AitherError) -> None:
+    """Whoever waits behind it in its succession fails as well."""
+    if job.succession is not None:
+        job.succession.error = job.succession.error or error
+    job.refuse(error)
+
+
 class Writer:
     """Owns the appends from their call to their answer. Changed on the loop alone."""
 
@@ -105,8 +130,9 @@ class Writer:
         self._connected = connected
         self._queue = WriteQueue(self._put, max_events=queue_events, max_bytes=queue_bytes)
         self._appends: set[asyncio.Task[None]] = set()
-        self._behind: dict[int, asyncio.Task[None]] = {}
-        """The last append of each succession, by the identity of that."""
+        self._lines: dict[int, deque[_Job]] = {}
+        """What goes one after the other: each succession by its identity, and, as 0, all that
+        belongs to none."""
         self._turn = asyncio.Lock()
         """Held while an append is sent, never while it is answered: appends reach the stream in the
         order of their calls."""
@@ -149,42 +175,65 @@ class Writer:
             await asyncio.wait(left, timeout=1.0)
 
     def _put(self, job: _Job) -> None:
-        # What is on its way cannot be called back, though its caller can: it has a task of its own.
-        task = asyncio.get_running_loop().create_task(self._carry(job), name="flux:append")
-        self._appends.add(task)
-        task.add_done_callback(self._appends.discard)
+        # What is on its way cannot be called back, though its caller can: lines have tasks of their
+        # own. What is expected may have to be tried again, and holds up nobody meanwhile.
+        key = id(job) if job.expected != ANYTHING else 0
+        key = key if job.succession is None else id(job.succession)
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = deque()
+            task = asyncio.get_running_loop().create_task(self._run(key, line), name="flux:append")
+            self._appends.add(task)
+            task.add_done_callback(self._appends.discard)
+        line.append(job)
 
-    async def _carry(self, job: _Job) -> None:
+    async def _run(self, key: int, line: deque[_Job]) -> None:
+        """One line, until it is empty."""
         try:
-            results = await self._in_turn(job)
-            if not job.answer.done():
-                job.answer.set_result(results)
-        except Exception as error:
-            job.refuse(error)
+            while line:
+                await self._carry(_together(line))
         finally:
-            job.refuse(log_closed())  # of one that was cancelled
-            self._queue.done(job)
+            del self._lines[key]
+            for job in line:  # of a log that closes
+                job.refuse(log_closed())
+                self._queue.done(job)
 
-    async def _in_turn(self, job: _Job) -> list[Appended]:
-        succession = job.succession
-        if succession is None:
-            return await self._append(job.sent, job.expected)
-        task = asyncio.current_task()
-        assert task is not None
-        before = self._behind.get(id(succession))
-        self._behind[id(succession)] = task
+    async def _carry(self, jobs: Sequence[_Job]) -> None:
         try:
-            if before is not None:
-                await asyncio.wait((before,))
-            if succession.error is not None:
-                raise succession.error
-            return await self._append(job.sent, job.expected)
+            await self._answer(jobs)
         except AitherError as error:
-            succession.error = succession.error or error
-            raise
+            if len(jobs) == 1 or isinstance(error, Unavailable):
+                for job in jobs:
+                    _fail(job, error)
+            else:
+                # One of them is at fault: the others shall not suffer for it.
+                for job in jobs:
+                    await self._carry_alone(job)
+        except Exception as error:
+            for job in jobs:
+                job.refuse(error)
         finally:
-            if self._behind.get(id(succession)) is task:
-                del self._behind[id(succession)]
+            for job in jobs:
+                job.refuse(log_closed())  # of one that was cancelled
+                self._queue.done(job)
+
+    async def _carry_alone(self, job: _Job) -> None:
+        try:
+            await self._answer([job])
+        except AitherError as error:
+            _fail(job, error)
+
+    async def _answer(self, jobs: Sequence[_Job]) -> None:
+        succession = jobs[0].succession
+        if succession is not None and succession.error is not None:
+            raise succession.error
+        sent = [one for job in jobs for one in job.sent]
+        results = await self._append(sent, jobs[0].expected)
+        start = 0
+        for job in jobs:
+            if not job.answer.done():
+                job.answer.set_result(results[start : start + job.events])
+            start += job.events
 
     async def _append(self, sent: Sequence[Outgoing], expected: Expected) -> list[Appended]:
         """Tries until every event is either stored or known."""
