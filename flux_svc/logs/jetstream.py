@@ -11,8 +11,8 @@ may lose what was acknowledged. Nobody can see that setting from here, so it has
 `flux.nats_synced` is the operator's word, and DURABILITY_FSYNC is honoured only with it. Replicas
 do not stand in for it. A stream that lost events is noticed (LOG_REWOUND) and gets another epoch.
 
-*Atomic.* A batch is stored whole or refused whole. On one server without replicas a crash in the
-middle of its commit may leave the front of it; its repeat stores the rest.
+*Atomic.* A batch is stored whole or refused whole, also where nats-server is killed in the middle
+of its commit. The exceptions stand in docs/flux.md.
 
 *Unique.* Each node knows the ids of the newest 131,072 events held and learns what others store
 from the tail. For what that cannot tell (stored by another node a moment ago, or trimmed), the
@@ -63,23 +63,20 @@ from flux_svc.logs.jetstream_faults import (
     tail_behind,
     unreachable,
 )
-from flux_svc.logs.jetstream_follower import Follower, survey
+from flux_svc.logs.jetstream_follower import Follower
 from flux_svc.logs.jetstream_ledger import Ledger
-from flux_svc.logs.jetstream_messages import ID, expire_ns_in, place_of
 from flux_svc.logs.jetstream_notices import Notices
+from flux_svc.logs.jetstream_opening import OPEN_S, first_connection, survey_events
 from flux_svc.logs.jetstream_reader import Question, Reader
 from flux_svc.logs.jetstream_remover import Remover
 from flux_svc.logs.jetstream_stream import Stream, StreamPlan, StreamState
-from flux_svc.logs.jetstream_wire import ANSWER_S, Dialler, Message, Wire
+from flux_svc.logs.jetstream_wire import ANSWER_S, Dialler, Wire
 from flux_svc.logs.jetstream_writer import Writer
-from flux_svc.sequencer import WINDOW_EVENTS
 
 logger = structlog.get_logger()
 
 LOOK_S = 5.0
 """Between two looks at what the stream holds: what others trimmed and what expired."""
-OPEN_S = 20.0
-"""How long opening waits for nats-server to be there."""
 _CLOSE_S = 6.0
 """A little more than an answer may take."""
 
@@ -161,7 +158,7 @@ class JetStreamLog:
         """
         stream = Stream(plan)
         dialler = Dialler(urls, credentials)
-        wire, state = await _first(dialler, stream)
+        wire, state = await first_connection(dialler, stream)
         try:
             log = cls(
                 stream,
@@ -356,29 +353,8 @@ class JetStreamLog:
         """What was stored before this node came. The notices come last: they tell of events that
         may have been removed meanwhile."""
         if state.events:
-            await self._survey_events(wire, state)
+            await survey_events(wire, self._stream.plan, state, self._ledger)
         await self._notices.begin(wire)
-
-    async def _survey_events(self, wire: Wire, state: StreamState) -> None:
-        plan, last, ledger = self._stream.plan, state.last_sequence, self._ledger
-        keys: dict[int, str] = {}
-
-        def take_subject(message: Message) -> None:
-            subject = message.subject[len(plan.prefix) :]
-            ledger.tail.subjects[subject] = place_of(message.reply).sequence
-
-        def take_key(message: Message) -> None:
-            headers, sequence = message.headers or {}, place_of(message.reply).sequence
-            keys[sequence] = headers.get(ID, "")
-            ledger.expiries.add(sequence, expire_ns_in(headers))
-
-        newest = {"deliver_policy": "last_per_subject", "filter_subject": plan.prefix + ">"}
-        await survey(wire, plan.name, newest, last, take_subject)
-        start = max(state.first_sequence, last - WINDOW_EVENTS + 1)
-        window = {"deliver_policy": "by_start_sequence", "opt_start_seq": start}
-        await survey(wire, plan.name, window, last, take_key)
-        ledger.remember((keys[sequence], sequence) for sequence in sorted(keys) if sequence <= last)
-        ledger.expiries.known_from = start
 
     async def _live(self, wire: Wire) -> None:
         """Keeps a connection and the tail over it, until the log is closed or at its end."""
@@ -482,26 +458,3 @@ class JetStreamLog:
                     await self._stream.mend(wire)
                 if not self._notices.leased:
                     self._ledger.expiries.forget_due(self._clock.time_ns() - _FORGET_NS)
-
-
-async def _first(dialler: Dialler, stream: Stream) -> tuple[Wire, StreamState]:
-    """A connection and the stream, tried until `OPEN_S` have gone by."""
-    backoff = FullJitter()
-    loop = asyncio.get_running_loop()
-    # By the clock and not by a cancellation, which the library may swallow; every step is bounded.
-    end_s = loop.time() + OPEN_S
-    while True:
-        try:
-            wire = await dialler.dial()
-            try:
-                return wire, await stream.make(wire)
-            except BaseException:
-                await wire.close()
-                raise
-        except Unavailable as error:
-            last: AitherError = error
-        except StreamRefused as refused:
-            last = fault_of(refused, stream.plan.name)
-        if not isinstance(last, Unavailable) or loop.time() >= end_s:
-            raise last
-        await asyncio.sleep(backoff.next_s(0.05))

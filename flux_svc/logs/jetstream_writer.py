@@ -1,12 +1,9 @@
 """Appending: what is known is answered from the window, the rest is stored by the server, which has
 the last word on duplicates and expectations.
 
-One event is one message; several are one atomic batch. Appends wait in lines: one for each
-succession, one for all that belong to none, and what comes while the head of a line is on its way
-goes together as the next batch, so that it costs one commit and one fsync. A line never has two
-batches on their way, for a message that is lost must not be overtaken by those behind it. The
-server's own window of ids is the guard for what this node cannot know yet: an event that another
-node stored a moment ago, or one that was trimmed.
+One event is one message; several are one atomic batch. The server's own window of ids is the guard
+for what this node cannot know yet: an event that another node stored a moment ago, or one that was
+trimmed.
 """
 
 from __future__ import annotations
@@ -14,17 +11,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from aither.flux.v1.event_pb2 import Event
-from aither_sdk.errors import AitherError, Unavailable
-from flux_svc.logs.base import ANYTHING, Appended, Expected, Succession
-from flux_svc.logs.faults import log_closed
+from aither_sdk.errors import AitherError
+from flux_svc.logs.base import Appended, Expected, Succession
 from flux_svc.logs.jetstream_faults import (
     DUPLICATE_IN_BATCH,
     DUPLICATE_IN_FLIGHT,
@@ -40,6 +34,7 @@ from flux_svc.logs.jetstream_faults import (
     wrong_last,
 )
 from flux_svc.logs.jetstream_ledger import Ledger
+from flux_svc.logs.jetstream_lines import Job, Lines
 from flux_svc.logs.jetstream_messages import (
     BATCH_COMMIT,
     BATCH_ID,
@@ -54,62 +49,16 @@ from flux_svc.logs.jetstream_messages import (
 )
 from flux_svc.logs.jetstream_stream import Stream
 from flux_svc.logs.jetstream_wire import ANSWER_S, Headers, Wire, settle
-from flux_svc.logs.write_queue import WriteQueue
 
 MAX_QUEUE_BYTES = 64 * 2**20
 _BATCHES = 16
 """Atomic batches of this node on their way; the server takes 50 of all nodes together."""
-TOGETHER_EVENTS = 1000
-"""Of appends that go together: what nats-server takes in one batch unless it is told otherwise."""
-TOGETHER_BYTES = 2 * 2**20
 _TRIES = 10
 _RETRY_S = 0.02
 _STEP = 256
 """Messages sent before others may have the loop."""
 _NOBODY = "-"
 """An id that no event has: what expects it to be the last is never stored."""
-
-
-@dataclass(slots=True)
-class _Job:
-    """One append on its way."""
-
-    sent: Sequence[Outgoing]
-    bytes: int
-    expected: Expected
-    succession: Succession | None
-    answer: asyncio.Future[list[Appended]]
-
-    @property
-    def events(self) -> int:
-        return len(self.sent)
-
-    @property
-    def abandoned(self) -> bool:
-        return self.answer.done()
-
-    def refuse(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-
-
-def _together(line: deque[_Job]) -> list[_Job]:
-    """Takes the head of a line, and what may go with it."""
-    jobs = [line.popleft()]
-    events, size = jobs[0].events, jobs[0].bytes
-    while line and jobs[0].expected == line[0].expected == ANYTHING:
-        events, size = events + line[0].events, size + line[0].bytes
-        if events > TOGETHER_EVENTS or size > TOGETHER_BYTES:
-            break
-        jobs.append(line.popleft())
-    return jobs
-
-
-def _fail(job: _Job, error: AitherError) -> None:
-    """Whoever waits behind it in its succession fails as well."""
-    if job.succession is not None:
-        job.succession.error = job.succession.error or error
-    job.refuse(error)
 
 
 class Writer:
@@ -128,11 +77,7 @@ class Writer:
         self._prefix = stream.plan.prefix
         self._ledger = ledger
         self._connected = connected
-        self._queue = WriteQueue(self._put, max_events=queue_events, max_bytes=queue_bytes)
-        self._appends: set[asyncio.Task[None]] = set()
-        self._lines: dict[int, deque[_Job]] = {}
-        """What goes one after the other: each succession by its identity, and, as 0, all that
-        belongs to none."""
+        self._lines = Lines(self._append, max_events=queue_events, max_bytes=queue_bytes)
         self._turn = asyncio.Lock()
         """Held while an append is sent, never while it is answered: appends reach the stream in the
         order of their calls."""
@@ -150,90 +95,23 @@ class Writer:
         wait: bool,
     ) -> list[Appended]:
         """As the port says. Takes its place before the first time it waits."""
-        job = _Job(
+        job = Job(
             outgoing(events, arrival_ns),
             sum(event.ByteSize() for event in events),
             expected,
             succession,
             asyncio.get_running_loop().create_future(),
         )
-        self._queue.add(job, wait=wait)
+        self._lines.add(job, wait=wait)
         return await job.answer
 
     def refuse_waiting(self, error: AitherError) -> None:
         """Sends away what waits for room."""
-        self._queue.refuse_waiting(error)
+        self._lines.refuse_waiting(error)
 
     async def finish(self, limit_s: float) -> None:
         """Waits for all appends, then cancels what is left."""
-        if self._appends:
-            await asyncio.wait(set(self._appends), timeout=limit_s)
-        left = set(self._appends)
-        for task in left:
-            task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=1.0)
-
-    def _put(self, job: _Job) -> None:
-        # What is on its way cannot be called back, though its caller can: lines have tasks of their
-        # own. What is expected may have to be tried again, and holds up nobody meanwhile.
-        key = id(job) if job.expected != ANYTHING else 0
-        key = key if job.succession is None else id(job.succession)
-        line = self._lines.get(key)
-        if line is None:
-            line = self._lines[key] = deque()
-            task = asyncio.get_running_loop().create_task(self._run(key, line), name="flux:append")
-            self._appends.add(task)
-            task.add_done_callback(self._appends.discard)
-        line.append(job)
-
-    async def _run(self, key: int, line: deque[_Job]) -> None:
-        """One line, until it is empty."""
-        try:
-            while line:
-                await self._carry(_together(line))
-        finally:
-            del self._lines[key]
-            for job in line:  # of a log that closes
-                job.refuse(log_closed())
-                self._queue.done(job)
-
-    async def _carry(self, jobs: Sequence[_Job]) -> None:
-        try:
-            await self._answer(jobs)
-        except AitherError as error:
-            if len(jobs) == 1 or isinstance(error, Unavailable):
-                for job in jobs:
-                    _fail(job, error)
-            else:
-                # One of them is at fault: the others shall not suffer for it.
-                for job in jobs:
-                    await self._carry_alone(job)
-        except Exception as error:
-            for job in jobs:
-                job.refuse(error)
-        finally:
-            for job in jobs:
-                job.refuse(log_closed())  # of one that was cancelled
-                self._queue.done(job)
-
-    async def _carry_alone(self, job: _Job) -> None:
-        try:
-            await self._answer([job])
-        except AitherError as error:
-            _fail(job, error)
-
-    async def _answer(self, jobs: Sequence[_Job]) -> None:
-        succession = jobs[0].succession
-        if succession is not None and succession.error is not None:
-            raise succession.error
-        sent = [one for job in jobs for one in job.sent]
-        results = await self._append(sent, jobs[0].expected)
-        start = 0
-        for job in jobs:
-            if not job.answer.done():
-                job.answer.set_result(results[start : start + job.events])
-            start += job.events
+        await self._lines.finish(limit_s)
 
     async def _append(self, sent: Sequence[Outgoing], expected: Expected) -> list[Appended]:
         """Tries until every event is either stored or known."""

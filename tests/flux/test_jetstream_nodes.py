@@ -340,7 +340,7 @@ async def test_a_node_that_is_cut_off_refuses_within_its_bounds_and_comes_back(
 async def test_nobody_there_is_told_with_the_address(
     plan: StreamPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flux_svc.logs.jetstream.OPEN_S", 0.3)
+    monkeypatch.setattr("flux_svc.logs.jetstream_opening.OPEN_S", 0.3)
     with pytest.raises(Unavailable) as refused:
         await JetStreamLog.open(["nats://127.0.0.1:1"], plan)
     assert refused.value.reason == "LOG_UNREACHABLE"

@@ -154,7 +154,7 @@ async def test_an_event_that_ends_is_removed_by_one_node_and_gone_on_all(
 async def test_events_that_end_are_found_by_a_node_that_never_heard_them(
     shared: NatsServer, plan: StreamPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flux_svc.logs.jetstream.WINDOW_EVENTS", 10)
+    monkeypatch.setattr("flux_svc.logs.jetstream_opening.WINDOW_EVENTS", 10)
     monkeypatch.setattr("flux_svc.logs.jetstream_remover._DEALT_EVENTS", 5)
     async with node(shared, plan) as a:
         await a.append([event(expire_ns=7), *events(30), event(expire_ns=8), *events(30)])
