@@ -374,7 +374,8 @@ async def test_nats_and_the_keeper_killed_again_and_again_lose_nothing(tmp_path:
     await survives_kills(tmp_path, ["nats", "a"] * 5)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.slow  # three servers take 7 s to elect each other, and 5 s or 10 s to replace one
+@pytest.mark.timeout(120)
 async def test_a_cluster_that_loses_a_server_loses_nothing_that_a_group_has(
     tmp_path: Path,
 ) -> None:

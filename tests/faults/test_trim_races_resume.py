@@ -183,7 +183,7 @@ async def test_what_one_node_trims_races_resume_at_another(tmp_path: Path, seed:
     with nats_server(tmp_path) as server:
         logs = [await JetStreamLog.open([server.url], StreamPlan("RACE")) for _ in range(2)]
         try:
-            heard = await race(logs[0], "trim-jetstream", seed, logs[1], rounds=8)
+            heard = await race(logs[0], "trim-jetstream", seed, logs[1], rounds=5)
         finally:
             for log in logs:
                 await log.close()
