@@ -80,6 +80,8 @@ LOOK_S = 5.0
 _CLOSE_S = 6.0
 """A little more than an answer may take."""
 
+_RELEASE_S = 1.0
+"""For handing retention over to another node; without it that one waits for the lease to end."""
 _FORGET_NS = 600 * 1_000_000_000
 """How long a node that removes nothing remembers events after their end."""
 
@@ -310,10 +312,11 @@ class JetStreamLog:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        with suppress(AitherError, StreamRefused):
-            await self._remover.release()
         self._writer.refuse_waiting(log_closed())
         await self._writer.finish(_CLOSE_S)
+        with suppress(AitherError, StreamRefused, TimeoutError):
+            async with asyncio.timeout(_RELEASE_S):
+                await self._remover.release()
         while self._life is not None and not self._life.done():
             # Again and again, for the library swallows a cancellation here and there.
             self._life.cancel()

@@ -104,7 +104,8 @@ class Remover:
     async def index(self, position: int, max_events: int) -> list[IndexEntry]:
         ledger = self._ledger
         going_on = position == self._page_end
-        self._page_events = min(2 * self._page_events, _PAGE_EVENTS_MOST) if going_on else 128
+        twice = min(2 * self._page_events, _PAGE_EVENTS_MOST)
+        self._page_events = twice if going_on else _PAGE_EVENTS
         first, last = max(position + 1, ledger.floor), ledger.last_sequence
         entries: list[IndexEntry] = []
         count = min(max_events, self._page_events)

@@ -127,13 +127,7 @@ async def test_a_node_that_is_cut_off_comes_back_without_loss(tmp_path: Path) ->
         async with Proxy(nats.port) as proxy:
             far = flux_over(f"nats://127.0.0.1:{proxy.port}", tmp_path / "far")
             near = flux_over(nats.url, tmp_path / "near")
-
-            def start() -> ExitStack:
-                stack = ExitStack()
-                stack.enter_context(nodes(far, near))
-                return stack
-
-            with await asyncio.to_thread(start):
+            with await asyncio.to_thread(entered, far, near):
                 async with load(far, near) as running_load:
                     proxy.part()
                     cut = running_load.histories[0].acknowledged
@@ -143,6 +137,27 @@ async def test_a_node_that_is_cut_off_comes_back_without_loss(tmp_path: Path) ->
                     assert len(cut) == then, "acknowledged without NATS"
                     proxy.heal()
                     await running_load.goes_on()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_nodes_killed_under_load_lose_and_double_nothing(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "nats") as nats:
+        fluxes = [flux_over(nats.url, tmp_path / f"flux{n}") for n in range(2)]
+        started = await asyncio.to_thread(entered, *fluxes)
+        with started:
+            async with load(*fluxes) as running_load:
+                for n in range(6):
+                    await asyncio.to_thread(fluxes[n % 2].kill)
+                    await asyncio.to_thread(fluxes[n % 2].start)
+                    await running_load.goes_on()
+
+
+def entered(*fluxes: ServiceProcess) -> ExitStack:
+    """Nodes that run until the stack is closed."""
+    stack = ExitStack()
+    stack.enter_context(nodes(*fluxes))
+    return stack
 
 
 async def survives_loss_of_the_leader(folder: Path, losses: int) -> None:

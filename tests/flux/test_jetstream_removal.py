@@ -256,19 +256,18 @@ async def test_many_removals_of_few_subjects_do_not_hold_up_publishers(
         for _ in range(2):
             await a.append([event(f"s.{n % 10}") for n in range(1000)])
         await until(lambda: b.info().last_sequence == 2001)
-        slowest_s = 0.0
+        meanwhile = 0
 
         async def publish(removing: asyncio.Task[int]) -> None:
-            nonlocal slowest_s
+            nonlocal meanwhile
             while not removing.done():
-                begun_s = time.monotonic()
                 await b.append([event("p")])
-                slowest_s = max(slowest_s, time.monotonic() - begun_s)
+                meanwhile += not removing.done()
 
         removing = asyncio.create_task(a.remove(range(2, 1992)))
         await publish(removing)
         assert await removing == 1990
-        assert slowest_s < 2.0
+        assert meanwhile > 2
         held = [1, *range(1992, 2002)]
         for position in (0, 1, 500):
             result = await b.read(position, until=2001)
