@@ -150,7 +150,7 @@ async def test_nodes_killed_under_load_lose_and_double_nothing(tmp_path: Path) -
                 for n in range(6):
                     await asyncio.to_thread(fluxes[n % 2].kill)
                     await asyncio.to_thread(fluxes[n % 2].start)
-                    await running_load.goes_on()
+                    await running_load.goes_on(60.0)
 
 
 def entered(*fluxes: ServiceProcess) -> ExitStack:
