@@ -843,7 +843,7 @@ class EventLogSuite:
     @pytest.mark.needs(Ability.REMOVE)
     async def test_removing_and_appending_and_reading_go_together(self, log: EventLog) -> None:
         for _ in range(3):
-            await log.append(events(1500))
+            await log.append(events(800))
 
         async def publish() -> None:
             for _ in range(50):
@@ -851,7 +851,7 @@ class EventLogSuite:
 
         async def follow() -> None:
             position, told = 0, 0
-            while position < 5_000:
+            while position < 2_900:
                 result = await log.read(position, max_events=500)
                 gone = sum(hole.events for hole in result.missing)
                 assert result.events + gone == result.position - position
@@ -859,10 +859,10 @@ class EventLogSuite:
                 position = result.position
                 await asyncio.sleep(0)
 
-        away = range(2, 4_501, 3)
+        away = range(2, 2_401, 3)
         _, removed, *_ = await asyncio.gather(publish(), log.remove(away), follow())
         assert removed == len(away)
-        assert log.info().events == 5_000 - removed
+        assert log.info().events == 2_900 - removed
 
     # What a publisher expects of a subject
 
