@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -53,6 +55,8 @@ class Reading:
     """Of the loop's thread, as in /proc: R, S, D, T. Empty: not known."""
     wchan: str = ""
     """The kernel function it waits in."""
+    in_call: bool | None = None
+    """Whether it waits in a system call; False: for a page of memory. None: not known."""
     others_runnable: bool = False
     """Another thread of the process could run."""
     stop_is_seen: bool = False
@@ -96,19 +100,35 @@ def judge_cause(reading: Reading) -> Cause:
     if _at_lock(reading) and reading.others_runnable and all_cpu_ns < half_ns:
         return Cause.HOST_STARVED  # who holds the lock gets no CPU
     # Of a silence that ended before anybody looked, and of a lock that may be the GIL, it decides
-    # whether the process's threads waited for the machine.
+    # whether the process's threads waited for the machine. A watchdog is also late where the
+    # timers are: on a virtual machine whose host took the CPU away that shows nowhere else.
     waited_ns = (reading.run_wait_ns or 0) + reading.watchdog_wait_ns
-    if not reading.state and waited_ns >= reading.lag_ns / 4:
+    if not reading.state and waited_ns + reading.watchdog_late_ns >= reading.lag_ns / 4:
         return Cause.HOST_STARVED
     if (_at_lock(reading) or not reading.wchan) and waited_ns >= half_ns:
         return Cause.HOST_STARVED
     if reading.state in ("S", "D"):
-        return Cause.BLOCKING_SYSCALL
+        # A page that has to be brought in is nobody's call: memory or disk are overrun.
+        return Cause.HOST_STARVED if reading.in_call is False else Cause.BLOCKING_SYSCALL
     if reading.handles >= _MANY:
         return Cause.MANY_CALLBACKS
     if not reading.state and reading.loop_cpu_ns is not None:
         return Cause.BLOCKING_SYSCALL  # without /proc: little CPU, and the watchdog on time
     return Cause.UNSPECIFIED
+
+
+def count_handles(looks: Sequence[tuple[object, int]]) -> int:
+    """Different callbacks among the looks, each with the time that it stands for; 0 where most of
+    the time none ran, 1 where a single one was there most of the time."""
+    if sum(weight for handle, weight in looks if handle is None) * 2 > sum(
+        weight for _, weight in looks
+    ):
+        return 0
+    counted = Counter(id(handle) for handle, _ in looks if handle is not None)
+    if not counted:
+        return 0 if looks else 1
+    most = max(counted.values())
+    return 1 if most * 2 > len(looks) else len(counted)
 
 
 def _at_lock(reading: Reading) -> bool:

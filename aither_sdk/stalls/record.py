@@ -166,6 +166,7 @@ def attributes_of(stall: Stall) -> dict[str, Attribute]:
         "loop_cpu_ms": _ms(reading.loop_cpu_ns),
         "process_cpu_ms": _ms(reading.process_cpu_ns),
         "run_wait_ms": _ms(reading.run_wait_ns),
+        "watchdog_wait_ms": _ms(reading.watchdog_wait_ns or None),
         "throttled_ms": _ms(reading.throttled_ns or None),
         "suspended_ms": _ms(reading.suspended_ns or None),
         "thread_state": reading.state,
