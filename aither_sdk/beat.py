@@ -10,7 +10,6 @@ import asyncio
 import mmap
 import os
 import struct
-import tempfile
 import threading
 import time
 import weakref
@@ -83,6 +82,8 @@ class BeatCell:
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create("aither-beat", os.MFD_CLOEXEC)
         else:
+            import tempfile  # of 15 modules
+
             fd, path = tempfile.mkstemp(prefix="aither-beat-")
             os.unlink(path)
         os.ftruncate(fd, _SIZE)

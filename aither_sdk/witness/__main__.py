@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -27,8 +28,11 @@ from aither_sdk.witness.serving import open_health
 from aither_sdk.witness.verdict import judge
 from aither_sdk.witness.voice import Voice, say
 
-_POLL_S = 0.1
-"""Between two looks at the cell for those who watch; who checks has it fresh anyway."""
+_POLL_S, _POLL_IN_SILENCE_S = 0.2, 0.05
+"""Between two looks at the cell, for silences and for those who watch; who checks has it fresh
+anyway. Each wake finds cold caches, so that they are the price of the witness."""
+_SWITCH_S = 0.0005
+"""Health is answered in one thread and spans are made in another, which it would wait for 5 ms."""
 
 
 async def _serve(arguments: argparse.Namespace) -> int:
@@ -65,13 +69,15 @@ async def _serve(arguments: argparse.Namespace) -> int:
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), parent_gone.set)
     try:
         async with open_health(arguments.bind, arguments.port, board) as address:
+            gc.collect()
+            gc.freeze()  # what was loaded stays; collections need not walk it while somebody asks
             say(address=address)
             # A forked child may hold the other end of stdin; it is not the parent.
             while not parent_gone.is_set() and os.getppid() == arguments.parent:
-                await inquiry.poll()
+                silence = await inquiry.poll()
                 if board.watched:
                     board.refresh()
-                await asyncio.sleep(_POLL_S)
+                await asyncio.sleep(_POLL_IN_SILENCE_S if silence else _POLL_S)
             silent = inquiry.silent()
     except AitherError as error:
         say(error=error.message)
@@ -106,6 +112,7 @@ def main() -> int:
     # A Ctrl-C in the terminal reaches the whole process group; the service decides when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.setswitchinterval(_SWITCH_S)
     return asyncio.run(_serve(arguments))
 
 

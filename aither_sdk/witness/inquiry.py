@@ -71,22 +71,21 @@ class Inquiry:
         self._before: tuple[int, dict[int, tuple[int, int]]] = (0, {})
         """CPU of the threads when the silence was first seen."""
 
-    async def poll(self) -> None:
-        """To be called every 50 ms."""
+    async def poll(self) -> bool:
+        """To be called each 200 ms, and each 50 ms in a silence. Whether there is one."""
         beat, now_ns = self._cell.read(), time.monotonic_ns()
         passed_ns, self._polled_ns = now_ns - self._polled_ns, now_ns
         if beat is None or beat.sequence != self._sequence:
             self._sequence = beat.sequence if beat is not None else 0
             self.last, self.excused_ns, self._next_ns = None, 0, _BOTH_SILENT_NS
             self._before = (0, {})
-            return
-        lag_ns = now_ns - beat.monotonic_ns - BEAT_INTERVAL_NS
-        if lag_ns < STALL_AFTER_NS:
-            return
-        self._excuse(beat, lag_ns, passed_ns)
+        lag_ns = now_ns - beat.monotonic_ns - BEAT_INTERVAL_NS if beat is not None else 0
+        if beat is None or lag_ns < STALL_AFTER_NS:
+            return False
+        self._excuse(beat, lag_ns, min(passed_ns, lag_ns))
         if not self._before[0]:
             self._before = (now_ns, self._cpu_of_threads())
-            return
+            return True
         if lag_ns >= self._next_ns and now_ns - self._cell.watchdog_ns >= _BOTH_SILENT_NS:
             before, self._next_ns = self.last, 2 * lag_ns
             found = await self._inquire(beat)
@@ -98,6 +97,7 @@ class Inquiry:
                 self._tell(found)
             known = before is not None and before.culprit is not None
             self.last = before if known and found.culprit is None else found
+        return True
 
     def silent(self) -> Stall | None:
         """What to say of the silence that lasts, however little it is; None: there is none."""
@@ -152,6 +152,7 @@ class Inquiry:
             stop_is_seen=True,
             state=loop_state.state,
             wchan=loop_state.wchan,
+            in_call=loop_state.in_call,
             others_runnable=others.get(busiest, 0) * _IDLE_SHARE > window_ns,
             handles=1 if in_callback else 0,
         )
