@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from aither_sdk.beat import BEAT_INTERVAL_NS, Gap, Heart, Mark
+from aither_sdk.beat import BEAT_INTERVAL_NS, NOTE_BYTES, Gap, Heart, Mark
 from aither_sdk.stalls.calls import CallsInFlight
 from aither_sdk.stalls.causes import Reading, count_handles, judge_cause
 from aither_sdk.stalls.gauges import (
@@ -21,7 +21,7 @@ from aither_sdk.stalls.gauges import (
     others_runnable,
     suspended_ns,
 )
-from aither_sdk.stalls.record import MAX_SAMPLES, Sample, SpanRef, Stall, StallId
+from aither_sdk.stalls.record import MAX_SAMPLES, Sample, SpanRef, Stall, StallId, note_of
 from aither_sdk.stalls.sampling import Seen, look, other_stacks, running_tasks
 from aither_sdk.stalls.stacks import Frame, Stack, Territory, find_culprit, heaviest
 from aither_sdk.stalls.words import say
@@ -210,7 +210,9 @@ class Watchdog:
         self._note_state(open_)
         open_.told = True
         reading = self._reading(open_, time.monotonic_ns() - open_.begin_ns, None)
-        self._detected(self._stall(open_, reading, ended=False))
+        stall = self._stall(open_, reading, ended=False)
+        self._heart.cell.write_note(note_of(stall, NOTE_BYTES))
+        self._detected(stall)
 
     def _note_state(self, open_: _Open) -> None:
         """Once in a stall says little: on a busy machine a thread waits now for this, now for

@@ -23,6 +23,7 @@ from aither_sdk.beat import BeatCell
 from aither_sdk.errors import Unavailable
 from aither_sdk.stalls.evidence import EvidenceLine
 from aither_sdk.stalls.words import say
+from aither_sdk.witness import FAREWELL
 
 _START_TIMEOUT_S = 20.0
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.05, 5.0
@@ -237,8 +238,9 @@ def _first_line(child: subprocess.Popen[bytes], stopping: threading.Event) -> di
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # it is gone, or was told before
         if child.stdin is not None:
+            child.stdin.write(FAREWELL)
             child.stdin.close()
     try:
         child.wait(_END_TIMEOUT_S)
