@@ -266,6 +266,7 @@ class Watchdog:
         throttled_ns, slept_ns, stopped_ns = self._outside()
         wait_before_ns, wait_ns = before.run_wait_ns, now.run_wait_ns
         state = open_.state
+        first_look_ns = open_.looks[0][2] if open_.looks else lag_ns
         return Reading(
             lag_ns=lag_ns,
             threshold_ns=self._stall_after_ns,
@@ -281,6 +282,7 @@ class Watchdog:
             suspended_ns=max(0, slept_ns + stopped_ns - self._base[1] - self._base[2]),
             watchdog_late_ns=min(open_.late_ns, lag_ns),
             watchdog_wait_ns=min(open_.starved_ns, lag_ns),
+            unseen_ns=max(0, first_look_ns - self._stall_after_ns),
             state=state.state,
             wchan=state.wchan,
             in_call=state.in_call,

@@ -41,6 +41,14 @@ CALM = Reading(
         ({"process_cpu_ns": 990 * MS, "wchan": "do_wait"}, Cause.BLOCKING_SYSCALL),
         # Slow code stays slow code on a busy machine.
         ({"loop_cpu_ns": 300 * MS, "run_wait_ns": 690 * MS}, Cause.CPU_ON_LOOP),
+        (
+            {"lag_ns": 9_000 * MS, "loop_cpu_ns": 600 * MS, "run_wait_ns": 8_000 * MS},
+            Cause.CPU_ON_LOOP,
+        ),
+        (
+            {"lag_ns": 9_000 * MS, "loop_cpu_ns": 300 * MS, "run_wait_ns": 8_000 * MS},
+            Cause.HOST_STARVED,
+        ),
         ({"loop_cpu_ns": 90 * MS, "run_wait_ns": 900 * MS}, Cause.HOST_STARVED),
         # No /proc.
         ({"state": "", "run_wait_ns": None}, Cause.BLOCKING_SYSCALL),
@@ -177,3 +185,20 @@ def test_callbacks_are_counted_by_looks_and_the_time_in_none_by_its_length(
     looks: list[tuple[object, int]], handles: int
 ) -> None:
     assert count_handles(looks) == handles
+
+
+def test_a_silence_that_nobody_came_to_look_at_for_long_is_the_machines() -> None:
+    """As recorded at a load of 20: the watchdog was still busy with the stall before this one, and
+    nothing says so but that it did not look."""
+    recorded = Reading(
+        lag_ns=545 * MS,
+        loop_cpu_ns=3 * MS,
+        process_cpu_ns=3 * MS,
+        run_wait_ns=79 * MS,
+        watchdog_wait_ns=2 * MS,
+        unseen_ns=445 * MS,
+    )
+    assert judge_cause(recorded) is Cause.HOST_STARVED
+    assert judge_cause(replace(recorded, unseen_ns=5 * MS)) is Cause.BLOCKING_SYSCALL
+    held = replace(recorded, process_cpu_ns=400 * MS)
+    assert judge_cause(held) is Cause.GIL_HELD_ELSEWHERE
