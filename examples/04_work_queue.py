@@ -42,8 +42,10 @@ async def main() -> None:
             for name in ("steady", "clumsy")
         ]
         try:
-            while len((await consumers.get("packing")).state.members) < len(workers):
+            present = 0
+            while present < len(workers):
                 await asyncio.sleep(0.1)
+                present = len((await consumers.get("packing")).state.members)
             for n in range(ORDERS):
                 await shop.publish("demo.order", {"n": n})
             packed = 0
