@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 
 import pytest
 import structlog
 from hypothesis import settings
+
+# Hundreds of processes are started; where bytecode is not kept, each compiles all that it imports,
+# and every worker of pytest rewrites the assertions of all tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Machines are busy at times: how long an example takes says nothing about what it shows.
 settings.register_profile("aither", deadline=None)

@@ -266,11 +266,11 @@ def _skip_what_may_be_lost(
 
 
 def _known(connection: sqlite3.Connection) -> list[tuple[Key, int]]:
-    newest = "SELECT source, id, sequence FROM {} ORDER BY sequence DESC LIMIT ?1"
+    newest = "SELECT source, id, sequence FROM {} ORDER BY sequence DESC LIMIT :most"
     both = " UNION ALL ".join(
         f"SELECT * FROM ({newest.format(table)})" for table in ("events", "trimmed_ids")
     )
-    rows = connection.execute(f"{both} ORDER BY sequence DESC LIMIT ?1", (WINDOW_EVENTS,))
+    rows = connection.execute(f"{both} ORDER BY sequence DESC LIMIT :most", {"most": WINDOW_EVENTS})
     return [((source, event_id), sequence) for source, event_id, sequence in rows][::-1]
 
 

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from aither_cli.house import ONE_REQUEST_S
 from tests.cli.aither_process import PATIENCE_S, Aither, aither, fakes
 from tests.ports import free_port_base
+from tests.stopwatch import Stopwatch
 
 
 def up_arguments(tmp_path: Path, *more: str) -> list[str]:
@@ -40,10 +40,10 @@ async def gone(pid: int) -> None:
 
 
 async def stopped(up: Aither) -> tuple[int, str, float]:
-    began_s = time.monotonic()
+    watch = Stopwatch()
     up.signal(signal.SIGINT)
     code, said = await up.end()
-    return code, said, time.monotonic() - began_s
+    return code, said, watch.calm_s
 
 
 async def test_up_starts_all_tells_one_table_and_ctrl_c_drains_pulse_first_and_flux_last(

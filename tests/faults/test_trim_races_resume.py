@@ -165,7 +165,7 @@ async def test_trimming_the_log_in_memory_races_resume(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(2), *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 40))]
+    "seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 40))]
 )
 async def test_trimming_the_log_on_disk_races_resume(tmp_path: Path, seed: int) -> None:
     log = await SqliteLog.open(tmp_path)

@@ -195,7 +195,10 @@ async def test_the_pacer_wakes_at_once_when_idle_and_then_gathers() -> None:
     for _ in range(100):
         pacer.request(0.05)
     assert len(woken) == 1
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(20):
+        while len(woken) < 2:
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0.1)
     assert len(woken) == 2
     assert woken[1] - woken[0] >= 0.045
     pacer.close()

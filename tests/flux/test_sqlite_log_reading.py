@@ -46,13 +46,13 @@ async def test_a_busy_loop_beside_does_not_starve_a_read(tmp_path: Path) -> None
             await asyncio.sleep(0)
 
     busy = asyncio.create_task(compute())
-    started = time.perf_counter()
+    began_s = time.monotonic()
     assert sequences(await read_all(log, max_events=1000)) == list(range(1, 4001))
-    took_s = time.perf_counter() - started
+    took_s = time.monotonic() - began_s
     done = True
     await busy
     # Row by row this takes 5 ms a row: 20 s.
-    assert took_s < 4, f"{took_s:.1f} s"
+    assert took_s < 10, f"{took_s:.1f} s"
     await log.close()
 
 

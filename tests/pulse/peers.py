@@ -36,6 +36,10 @@ class Peer:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> None:
         """Begins to start it; it listens when `wait` returns."""
         self._process = subprocess.Popen(

@@ -323,14 +323,14 @@ def _only_the_typed_error(parse: Callable[[], tuple[Target, ...]]) -> None:
             assert filled(target) == target
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(_VALUES)
 def test_whatever_stands_in_a_target_gives_a_fleet_or_the_typed_error(value: Any) -> None:
     text = yaml.safe_dump({"targets": [value, {"name": "b", "check": value}]})
     _only_the_typed_error(lambda: read(text))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     st.binary(max_size=200)
     | st.text(alphabet="targets:- {}[]&*!|>#'\"\n\tname,~?%@\\x", max_size=80)

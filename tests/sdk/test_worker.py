@@ -23,10 +23,14 @@ from aither_sdk.worker import Park, Retry, Worker, WorkerState, current_delivery
 from tests.clock import FakeClock
 from tests.sdk.flux_stub import made
 from tests.sdk.group_stub import GroupStub
+from tests.stopwatch import Stopwatch
 
 GROUP = new_consumer("work", ["job.>"])
 BRIEF = new_consumer("work", ["job.>"], ack_deadline_s=1.0)
+KEPT = new_consumer("work", ["job.>"], ack_deadline_s=2.0)
+"""For who must not lose a lease: a busy machine may take more than a second from a process."""
 LEADERS = new_consumer("work", ["job.>"], exclusive=True, lease_s=1.0)
+KEPT_LEADERS = new_consumer("work", ["job.>"], exclusive=True, lease_s=2.0)
 
 
 @pytest.fixture
@@ -99,10 +103,10 @@ async def test_no_more_than_its_concurrency_is_ever_taken(flux: GroupStub) -> No
 
 async def test_prefetched_events_wait_for_their_turn_and_keep_their_leases(flux: GroupStub) -> None:
     hands = Hands()
-    async with Worker(flux.address, BRIEF, hands, concurrency=1, prefetch_events=2) as worker:
+    async with Worker(flux.address, KEPT, hands, concurrency=1, prefetch_events=2) as worker:
         flux.add(*jobs(3))
         await until(lambda: worker.statistics().waiting == 2)
-        await asyncio.sleep(1.3)  # longer than the ack deadline
+        await asyncio.sleep(2.4)  # longer than the ack deadline
         hands.go.set()
         await until(lambda: len(flux.acked) == 3)
     assert flux.deliveries == 3
@@ -121,14 +125,14 @@ async def test_bytes_in_hand_are_bounded(flux: GroupStub) -> None:
 
 async def test_a_running_handler_keeps_its_lease(flux: GroupStub) -> None:
     hands = Hands()
-    async with Worker(flux.address, BRIEF, hands):
+    async with Worker(flux.address, KEPT, hands):
         flux.add(*jobs(1))
         await until(lambda: hands.running)
-        await asyncio.sleep(2.2)  # more than two ack deadlines
+        await asyncio.sleep(2.4)  # longer than the ack deadline
         hands.go.set()
         await until(lambda: flux.acked)
     assert (hands.begun, hands.cancelled, flux.deliveries) == ([1], [], 1)
-    assert flux.extends >= 4
+    assert flux.extends >= 2
 
 
 async def test_raising_handlers_get_their_event_again_with_a_reason(flux: GroupStub) -> None:
@@ -185,7 +189,7 @@ async def test_a_refused_renewal_is_a_lost_lease(flux: GroupStub) -> None:
         flux.add(*jobs(1))
         await until(lambda: hands.running)
         flux.take_back(1, tell=False)
-        await until(lambda: hands.cancelled == [1], 2)
+        await until(lambda: hands.cancelled == [1])
         assert worker.statistics().lease_lost == 1
 
 
@@ -284,9 +288,9 @@ async def test_handler_is_cancelled_when_flux_stays_away_beyond_the_lease(flux: 
         flux.add(*jobs(1))
         await until(lambda: hands.running)
         await flux.stop()
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.2)
         assert hands.running  # the lease lasts
-        await until(lambda: hands.cancelled == [1], 2)
+        await until(lambda: hands.cancelled == [1])
         assert worker.statistics().lease_lost == 1
         await flux.start()
         hands.go.set()
@@ -296,15 +300,20 @@ async def test_handler_is_cancelled_when_flux_stays_away_beyond_the_lease(flux: 
 async def test_silent_flux_is_left_and_what_it_never_heard_of_is_not_ours(flux: GroupStub) -> None:
     hands = Hands()
     states: list[WorkerState] = []
-    async with Worker(
-        flux.address, BRIEF, hands, silence_timeout_s=2.5, on_state=states.append
-    ) as worker:
+    silent_after: list[list[int]] = []
+
+    def take(state: WorkerState) -> None:
+        states.append(state)
+        if "silent" in state.reason:
+            silent_after.append(list(hands.cancelled))
+
+    async with Worker(flux.address, BRIEF, hands, silence_timeout_s=2.5, on_state=take) as worker:
         flux.add(*jobs(1))
         await until(lambda: hands.running)
         flux.deaf = True  # a stopped Flux: nothing that is sent arrives
-        await until(lambda: hands.cancelled == [1], 2)
-        assert worker.state.connected  # the connection stands; the lease does not
-        await until(lambda: states and "silent" in states[-1].reason, 8)
+        await until(lambda: hands.cancelled == [1])
+        await until(lambda: states and "silent" in states[-1].reason)
+        assert silent_after == [[1]]  # the connection stood longer than the lease
         flux.deaf = False
         hands.go.set()
         await until(lambda: flux.acked == [1])
@@ -488,10 +497,10 @@ async def test_handlers_are_cancelled_when_leadership_is_lost(flux: GroupStub) -
 async def test_leadership_lasts_while_heartbeats_are_answered(flux: GroupStub) -> None:
     told: list[bool] = []
     async with Worker(
-        flux.address, LEADERS, None, on_leadership=lambda a, _: told.append(a)
+        flux.address, KEPT_LEADERS, None, on_leadership=lambda a, _: told.append(a)
     ) as worker:
         await until(lambda: worker.leading)
-        await asyncio.sleep(2.2)  # more than two leases
+        await asyncio.sleep(2.4)  # longer than a lease
         assert worker.leading
         assert told == [True]
         assert flux.heartbeats >= 2
@@ -508,11 +517,11 @@ async def test_leader_that_is_cut_off_gives_up_before_its_lease_ends_at_flux(
     ) as worker:
         flux.add(*jobs(1))
         await until(lambda: hands.running and worker.leading)
-        cut_s = asyncio.get_running_loop().time()
+        watch = Stopwatch()
         flux.deaf = True
-        await until(lambda: not worker.leading, 2)
-        assert asyncio.get_running_loop().time() - cut_s < 1.1
-        await until(lambda: hands.cancelled == [1] and told == [True, False], 1)
+        await until(lambda: not worker.leading)
+        assert watch.calm_s < 1.1
+        await until(lambda: hands.cancelled == [1] and told == [True, False])
         flux.deaf = False
         await until(lambda: worker.leading)  # joined anew
     assert told[:3] == [True, False, True]

@@ -12,6 +12,8 @@ import pytest
 from tests.collector import attributes
 from tests.stalls.stalled import Stalling, blamed_lines, slowest_health_s, stalling
 
+pytestmark = pytest.mark.timeout(180)  # of a machine that leaves a tenth of a core
+
 ATTEMPTS = 3
 IDLE_SHARE = 0.1
 """Of all cores; these tests by themselves leave more of two cores idle."""
@@ -36,10 +38,13 @@ async def one_stall(process: Stalling, kind: str, seconds: float) -> tuple[Any, 
         # A busy machine adds stalls of its own; this one began here and took most of the time.
         took_ns = span.end_time_unix_nano - span.start_time_unix_nano
         begun_ns = span.start_time_unix_nano - begin_unix_ns
-        return bool(abs(begun_ns) < 0.2e9 and took_ns > (end_s - begin_s) / 2 * 1e9)
+        half_ns = (end_s - begin_s) / 2 * 1e9
+        return bool(abs(begun_ns) < half_ns < took_ns)
 
-    whole = await collector.span("event_loop.stall", limit_s=5, which=is_it)
-    detected = await collector.span("event_loop.stall.detected", limit_s=3, id=told_of(whole)["id"])
+    whole = await collector.span("event_loop.stall", limit_s=15, which=is_it)
+    detected = await collector.span(
+        "event_loop.stall.detected", limit_s=15, id=told_of(whole)["id"]
+    )
     arrived_s = collector.arrived_s[detected.span_id]
     assert begin_s < arrived_s < end_s, f"{kind} was told {arrived_s - begin_s:.2f} s after"
     assert worst_s < (end_s - begin_s) / 2, f"health took {worst_s:.2f} s during {kind}"
@@ -50,16 +55,24 @@ async def check(
     process: Stalling, kind: str, cause: str, *, seconds: float = 0.8
 ) -> tuple[Any, Any]:
     """A machine that was overrun in that time may hide what is asked for; only then it is asked
-    again, and the last answer counts wherever it is given."""
+    again. The last answer counts wherever it is given, and there that the machine was overrun is a
+    true one."""
     for _ in range(ATTEMPTS - 1):
         before = idle_and_whole()
         try:
-            return await check_once(process, kind, cause, seconds)
+            return await check_once(process, kind, (cause,), seconds)
         except (AssertionError, TimeoutError):
-            idle, whole = (now - then for now, then in zip(idle_and_whole(), before, strict=True))
-            if idle > IDLE_SHARE * whole:
+            if not overrun_since(before):
                 raise
-    return await check_once(process, kind, cause, seconds)
+    before = idle_and_whole()
+    detected, whole = await check_once(process, kind, (cause, STARVED), seconds)
+    assert told_of(whole)["cause"] == cause or overrun_since(before)
+    return detected, whole
+
+
+def overrun_since(before: tuple[int, int]) -> bool:
+    idle, whole = (now - then for now, then in zip(idle_and_whole(), before, strict=True))
+    return idle <= IDLE_SHARE * whole
 
 
 def idle_and_whole() -> tuple[int, int]:
@@ -68,12 +81,14 @@ def idle_and_whole() -> tuple[int, int]:
     return ticks[3] + ticks[4], sum(ticks)
 
 
-async def check_once(process: Stalling, kind: str, cause: str, seconds: float) -> tuple[Any, Any]:
+async def check_once(
+    process: Stalling, kind: str, causes: tuple[str, ...], seconds: float
+) -> tuple[Any, Any]:
     detected, whole = await one_stall(process, kind, seconds)
     told = told_of(whole)
-    assert told["cause"] == cause, told
+    assert told["cause"] in causes, told
     assert told["ended"] is True
-    assert told_of(detected)["cause"] in (cause, STARVED), told_of(detected)
+    assert told_of(detected)["cause"] in (*causes, STARVED), told_of(detected)
     assert whole.end_time_unix_nano - whole.start_time_unix_nano == pytest.approx(
         told["blocked_ms"] * 1e6, rel=0.01
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pytest
 
 from aither.pulse.v1 import pulse_events_pb2, pulse_service_pb2_grpc, target_pb2
 from aither.pulse.v1 import pulse_service_pb2 as pb
@@ -15,12 +16,13 @@ from aither_sdk.channels import open_channel
 from aither_sdk.subscriber import Subscriber
 from tests.processes import ServiceProcess, running
 from tests.pulse.peers import Peer, peers
+from tests.stopwatch import Stopwatch
 
 INTERVAL_S = 1.0
 FALL = 2
 PROMISE_S = FALL * INTERVAL_S + 1.0
 SLACK_S = 0.5
-"""Between the test's own clock and what it sets off: signals, restarts, a loaded machine."""
+"""Between the test's own clock and what it sets off: signals, restarts."""
 
 FLEET = """
 targets:
@@ -38,10 +40,13 @@ class Changes:
 
     def __init__(self) -> None:
         self.heard: list[tuple[str, str, float]] = []
+        self.begun = asyncio.Event()
         self._more = asyncio.Condition()
 
     async def follow(self, flux: ServiceProcess) -> None:
         async with Subscriber(flux.address, ["pulse.target.*.changed"]) as subscriber:
+            await subscriber.until_started(timeout_s=20)
+            self.begun.set()
             async for event in subscriber:
                 change = pulse_events_pb2.TargetChanged()
                 assert event.payload.Unpack(change)
@@ -64,35 +69,56 @@ class Changes:
         return heard_s - since_s
 
 
-@asynccontextmanager
-async def watched_fleet(
-    folder: Path,
-) -> AsyncIterator[tuple[ServiceProcess, ServiceProcess, list[Peer], Changes]]:
+class Fleet(NamedTuple):
+    flux: ServiceProcess
+    pulse: ServiceProcess
+    web: Peer
+    port: Peer
+    rpc: Peer
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Shared: each test begins by having its peers brought back to life."""
+    folder = tmp_path_factory.mktemp("fleet")
     with peers("http", "tcp", "grpc") as (web, port, rpc):
-        fleet = folder / "fleet.yaml"
-        fleet.write_text(FLEET.format(web=web.port, port=port.port, rpc=rpc.port))
+        file = folder / "fleet.yaml"
+        file.write_text(FLEET.format(web=web.port, port=port.port, rpc=rpc.port))
         with running("flux_svc", folder / "flux") as flux:
-            changes = Changes()
-            following = asyncio.create_task(changes.follow(flux))
-            address = {"AITHER_FLUX__ADDRESS": flux.address, "AITHER_PULSE__FLEET": str(fleet)}
+            address = {"AITHER_FLUX__ADDRESS": flux.address, "AITHER_PULSE__FLEET": str(file)}
             with running("pulse_svc", folder / "pulse", **address) as pulse:
-                for name in ("web", "port", "rpc"):
-                    await changes.wait_for(name, "UP", 0, 30)
-                yield flux, pulse, [web, port, rpc], changes
-            following.cancel()
-            await asyncio.wait([following])
+                yield Fleet(flux, pulse, web, port, rpc)
 
 
-async def test_a_killed_and_a_paused_server_are_told_within_the_promise(tmp_path: Path) -> None:
-    async with watched_fleet(tmp_path) as (_, pulse, (web, _port, rpc), changes):
-        begin_s = time.monotonic()
+@asynccontextmanager
+async def all_well(fleet: Fleet) -> AsyncIterator[Changes]:
+    """What changes from a moment on in which every target is UP."""
+    for peer in (fleet.web, fleet.port, fleet.rpc):
+        if not peer.runs:
+            peer.start()
+            await asyncio.to_thread(peer.wait)
+    async with asyncio.timeout(30):
+        while {status.state for status in (await list_targets(fleet.pulse)).values()} != {
+            target_pb2.TARGET_STATE_UP
+        }:
+            await asyncio.sleep(0.1)
+    changes = Changes()
+    following = asyncio.create_task(changes.follow(fleet.flux))
+    await changes.begun.wait()
+    yield changes
+    following.cancel()
+    await asyncio.wait([following])
+
+
+async def test_a_killed_and_a_paused_server_are_told_within_the_promise(fleet: Fleet) -> None:
+    pulse, web, rpc = fleet.pulse, fleet.web, fleet.rpc
+    async with all_well(fleet) as changes:
+        begin_s, watch = time.monotonic(), Stopwatch()
         web.kill()
         rpc.stop()
-        took = [
-            await changes.wait_for(name, "DOWN", begin_s, PROMISE_S + SLACK_S + 10)
-            for name in ("web", "rpc")
-        ]
-        assert max(took) <= PROMISE_S + SLACK_S, took
+        for name in ("web", "rpc"):
+            await changes.wait_for(name, "DOWN", begin_s, 30)
+        assert watch.calm_s <= PROMISE_S + SLACK_S
 
         targets = await list_targets(pulse)
         assert targets["web"].last_result.failure == target_pb2.CHECK_FAILURE_REFUSED
@@ -107,8 +133,9 @@ async def test_a_killed_and_a_paused_server_are_told_within_the_promise(tmp_path
             await changes.wait_for(name, "UP", begin_s, 30)
 
 
-async def test_what_depends_on_the_dead_is_unreachable_not_down(tmp_path: Path) -> None:
-    async with watched_fleet(tmp_path) as (_, pulse, (web, port, _rpc), changes):
+async def test_what_depends_on_the_dead_is_unreachable_not_down(fleet: Fleet) -> None:
+    pulse, web, port = fleet.pulse, fleet.web, fleet.port
+    async with all_well(fleet) as changes:
         begin_s = time.monotonic()
         port.kill()
         await changes.wait_for("port", "DOWN", begin_s, 30)
@@ -117,11 +144,9 @@ async def test_what_depends_on_the_dead_is_unreachable_not_down(tmp_path: Path) 
         assert (await list_targets(pulse))["web"].root_cause == "port"
 
 
-async def test_a_watcher_hears_the_state_and_then_each_change(tmp_path: Path) -> None:
-    async with (
-        watched_fleet(tmp_path) as (_, pulse, (web, _port, _rpc), _changes),
-        open_channel(pulse.address) as channel,
-    ):
+async def test_a_watcher_hears_the_state_and_then_each_change(fleet: Fleet) -> None:
+    web = fleet.web
+    async with all_well(fleet), open_channel(fleet.pulse.address) as channel:
         stub: Any = pulse_service_pb2_grpc.PulseServiceStub(channel)
         watch = stub.WatchTargets(pb.WatchTargetsRequest())
         names = []
@@ -139,8 +164,9 @@ async def test_a_watcher_hears_the_state_and_then_each_change(tmp_path: Path) ->
         watch.cancel()
 
 
-async def test_pulse_goes_on_without_flux_and_tells_afterwards(tmp_path: Path) -> None:
-    async with watched_fleet(tmp_path) as (flux, pulse, (web, _port, _rpc), changes):
+async def test_pulse_goes_on_without_flux_and_tells_afterwards(fleet: Fleet) -> None:
+    flux, pulse, web = fleet.flux, fleet.pulse, fleet.web
+    async with all_well(fleet) as changes:
         await asyncio.to_thread(flux.kill)
         web.kill()
         async with asyncio.timeout(30):

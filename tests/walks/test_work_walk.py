@@ -123,12 +123,12 @@ async def test_failed_work_comes_again_and_hopeless_work_is_parked_and_replayed(
 
 
 async def test_long_work_keeps_its_lease(flux: ServiceProcess, publisher: Publisher) -> None:
-    settings = group(ack_deadline_s=1.0)
+    settings = group(ack_deadline_s=2.0)
     begun = []
 
     async def handle(event: Event) -> None:
         begun.append(event.sequence)
-        await asyncio.sleep(2.2)
+        await asyncio.sleep(2.5)
 
     async with Worker(flux.address, settings, handle) as worker:
         await worker.until_started(timeout_s=20)
@@ -179,14 +179,14 @@ async def test_work_of_a_killed_worker_is_done_by_another(
 async def test_one_leads_and_the_next_takes_over_with_a_greater_epoch(
     flux: ServiceProcess,
 ) -> None:
-    settings = group(exclusive=True, lease_s=1.0)
+    settings = group(exclusive=True, lease_s=2.0)
     async with Worker(flux.address, settings, None, member="two") as two:
         async with Worker(flux.address, settings, None, member="one") as one:
             await until(lambda: one.leading or two.leading)
             leader = one if one.leading else two
             epoch = leader.leader_epoch
             begun_s = time.monotonic()
-            while time.monotonic() - begun_s < 2.5:  # more than two leases
+            while time.monotonic() - begun_s < 2.5:  # longer than a lease
                 await asyncio.sleep(0.05)
                 assert leader.leading
                 assert not (one.leading and two.leading)
