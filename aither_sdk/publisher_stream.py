@@ -127,7 +127,7 @@ class PublisherStream:
                 told = f"the publisher failed: {type(defect).__name__}: {defect}"
                 self._refuse(self._buffer.fail_all(), StreamEnd(Code.INTERNAL, Internal(told)))
                 wait_s = self._backoff.next_s()
-            await self._dialler.move_on()
+            await self._dialler.move_on(afresh=self._silent)
             await self._pause(wait_s)
 
     async def _until_work(self) -> bool:
