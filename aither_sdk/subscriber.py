@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-import structlog
-
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import Gap, GapReason
 from aither_sdk.dialling import Addresses, Dialler
@@ -35,6 +33,7 @@ from aither_sdk.subscription import (
     at,
 )
 from aither_sdk.told_state import ToldState
+from aither_sdk.words import Words
 
 __all__ = [
     "EARLIEST",
@@ -49,7 +48,7 @@ __all__ = [
     "at",
 ]
 
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
 
 class Subscriber:

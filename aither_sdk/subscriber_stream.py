@@ -7,7 +7,6 @@ from collections import deque
 from typing import Protocol
 
 import grpc
-import structlog
 
 from aither.flux.v1.flux_service_pb2 import (
     CLOSING_REASON_STOP_REACHED,
@@ -22,8 +21,9 @@ from aither_sdk.silence import Silence
 from aither_sdk.stream_faults import Code, StreamEnd, end_of, is_own_cancellation
 from aither_sdk.subscriber_cursor import EPOCH_MISMATCH, Cursor, Step
 from aither_sdk.subscription import OnNewEpoch, Subscription
+from aither_sdk.words import Words
 
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
 _METHOD = "/aither.flux.v1.FluxService/Subscribe"
 _PATIENCE = 10

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-import structlog
+from aither_sdk.words import Words
 
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
 State = TypeVar("State")
 """A frozen dataclass."""

@@ -9,8 +9,6 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Self
 
-import structlog
-
 from aither.flux.v1.consumer_service_pb2 import Consumer
 from aither_sdk.clock import Clock, SystemClock
 from aither_sdk.dialling import Addresses, Dialler
@@ -22,6 +20,7 @@ from aither_sdk.errors import (
     InvalidArgument,
 )
 from aither_sdk.told_state import ToldState
+from aither_sdk.words import Words
 from aither_sdk.worker_handlers import Handler, current_delivery
 from aither_sdk.worker_membership import Membership, OnLeadership
 from aither_sdk.worker_state import WorkerState, WorkerStatistics
@@ -37,7 +36,7 @@ __all__ = [
     "current_delivery",
 ]
 
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
 _GOODBYE_S = 2.0
 """For the last acks, the half-close and Flux's answer to it."""

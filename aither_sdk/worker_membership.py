@@ -6,8 +6,6 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 
-import structlog
-
 from aither.flux.v1.consumer_service_pb2 import Consumer
 from aither.flux.v1.flux_service_pb2 import (
     ActionRefused,
@@ -23,6 +21,7 @@ from aither_sdk.dialling import Dialler
 from aither_sdk.silence import silence_s
 from aither_sdk.spans import seconds_of
 from aither_sdk.told_state import ToldState
+from aither_sdk.words import Words
 from aither_sdk.worker_handlers import Handler, Handlers
 from aither_sdk.worker_leadership import Leadership
 from aither_sdk.worker_leases import Lease, Leases, Taken
@@ -31,7 +30,7 @@ from aither_sdk.worker_state import Tally, WorkerState
 from aither_sdk.worker_stream import WorkerStream
 from aither_sdk.worker_verdicts import Verdict
 
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
 OnLeadership = Callable[[bool, int], None]
 

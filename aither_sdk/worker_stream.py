@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import grpc
-import structlog
 
 from aither.flux.v1 import consumer_service_pb2 as consumers_pb
 from aither.flux.v1.consumer_service_pb2_grpc import ConsumerServiceStub
@@ -18,8 +17,9 @@ from aither_sdk.errors import AitherError, Internal, Unavailable
 from aither_sdk.messaging_spans import settle_span
 from aither_sdk.silence import Silence
 from aither_sdk.stream_faults import StreamEnd, end_of, is_own_cancellation
+from aither_sdk.words import Words
 
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
 _SILENCE_S = 10.0
 _METHOD = "/aither.flux.v1.FluxService/Consume"
