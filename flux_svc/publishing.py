@@ -50,6 +50,19 @@ REASONS = frozenset(
     }
 )
 """By which refusals are counted; any other one counts as OTHER, so that a metric stays small."""
+TROUBLES = frozenset(
+    {
+        "LOG_FULL",
+        "DISK_FULL",
+        "LOG_BUSY",
+        "LOG_IO_ERROR",
+        "LOG_UNREACHABLE",
+        "LOG_BEHIND",
+        "LOG_REPLACED",
+        "LOG_REWOUND",
+    }
+)
+"""Of them, those that the log is the reason for, whatever is asked of it."""
 
 
 @dataclass(slots=True)
@@ -61,8 +74,12 @@ class PublishStatistics:
     refused_events: int = 0
     refused_by_reason: Counter[str] = field(default_factory=Counter)
     """The same events by the reason of their refusal, one of REASONS or OTHER."""
+    trouble: AitherError | None = None
+    """Why the log takes nothing; None since the last append that went well."""
 
     def refuse(self, events: int, error: AitherError) -> None:
+        if error.reason in TROUBLES:
+            self.trouble = error
         self.refused_events += events
         self.refused_by_reason[error.reason if error.reason in REASONS else "OTHER"] += events
 
@@ -321,6 +338,7 @@ class Publishing:
     async def _timed(self, append: Awaitable[Sequence[Appended]]) -> Sequence[Appended]:
         begin_s = time.monotonic()
         appended = await append
+        self.statistics.trouble = None
         if self.on_append is not None:
             self.on_append(time.monotonic() - begin_s)
         return appended
