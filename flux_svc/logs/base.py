@@ -50,6 +50,8 @@ class LogInfo:
     """Of frames held; without Ability.EMBEDDED, of what the storage keeps for them."""
     subjects: int
     """Distinct subjects with an event that is held."""
+    committed_bytes: int
+    """Of frames that were committed since this process opened the log, by whomever."""
 
 
 class Missing(NamedTuple):

@@ -123,4 +123,5 @@ class Ledger:
             events=self._events,
             bytes=self._bytes,
             subjects=len(tail.subjects),
+            committed_bytes=tail.committed_bytes,
         )
