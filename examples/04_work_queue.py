@@ -37,13 +37,15 @@ async def main() -> None:
     async with Consumers(FLUX) as consumers, Publisher(FLUX, source="shop") as shop:
         await consumers.create(PACKING)
         begun = (await consumers.get("packing")).state.acknowledged_events
-        for n in range(ORDERS):
-            await shop.publish("demo.order", {"n": n})
         workers = [
             await asyncio.create_subprocess_exec(sys.executable, __file__, name)
             for name in ("steady", "clumsy")
         ]
         try:
+            while len((await consumers.get("packing")).state.members) < len(workers):
+                await asyncio.sleep(0.1)
+            for n in range(ORDERS):
+                await shop.publish("demo.order", {"n": n})
             packed = 0
             while packed < ORDERS:  # looked up: the group counts what is acknowledged
                 await asyncio.sleep(0.1)
