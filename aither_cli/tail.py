@@ -169,10 +169,9 @@ class _Stderr:
         self._epoch = state.epoch or self._epoch
 
     def gap(self, gap: Gap) -> None:
-        from aither.flux.v1.flux_service_pb2 import GapReason
+        from aither_cli.rendering import gap_words
 
-        why = GapReason.Name(gap.reason).removeprefix("GAP_REASON_").lower()
-        self._say(f"events {gap.from_sequence} to {gap.to_sequence} are missing ({why})")
+        self._say(gap_words(gap))
 
     def silence(self) -> None:
         self._silent = True

@@ -75,7 +75,7 @@ class PublishStatistics:
     refused_by_reason: Counter[str] = field(default_factory=Counter)
     """The same events by the reason of their refusal, one of REASONS or OTHER."""
     trouble: AitherError | None = None
-    """Why the log takes nothing; None since the last append that went well."""
+    """What the newest refusal for one of TROUBLES said; None since an append went well."""
 
     def refuse(self, events: int, error: AitherError) -> None:
         if error.reason in TROUBLES:
@@ -145,6 +145,13 @@ class Publishing:
         self._closed = True
         for receiver in self._receivers:
             receiver.cancel()
+
+    @property
+    def trouble(self) -> AitherError | None:
+        """Why the log takes nothing, as far as is known; None while it does."""
+        found = self.statistics.trouble
+        over = found is not None and found.reason == "LOG_FULL" and self._has_space
+        return None if over else found
 
     async def publish(self, request: pb.PublishRequest) -> pb.PublishResponse:
         """All or none; raises what the contract of Publish names."""
@@ -359,18 +366,23 @@ class Publishing:
             )
 
     def _check_space(self) -> None:
-        if self._max_log_bytes is not None and self._log.info().bytes >= self._max_log_bytes:
-            raise ResourceExhausted(
-                f"the log holds {self._log.info().bytes} bytes, its quota is "
-                f"{self._max_log_bytes}; trim it, let retention do so, or raise "
-                "flux.quotas.max_log_bytes",
-                reason="LOG_FULL",
-                metadata={
-                    "limit": "flux.quotas.max_log_bytes",
-                    "max_log_bytes": str(self._max_log_bytes),
-                },
-                retry_after_s=5.0,
-            )
+        if self._has_space:
+            return
+        raise ResourceExhausted(
+            f"the log holds {self._log.info().bytes} bytes, its quota is "
+            f"{self._max_log_bytes}; trim it, let retention do so, or raise "
+            "flux.quotas.max_log_bytes",
+            reason="LOG_FULL",
+            metadata={
+                "limit": "flux.quotas.max_log_bytes",
+                "max_log_bytes": str(self._max_log_bytes),
+            },
+            retry_after_s=5.0,
+        )
+
+    @property
+    def _has_space(self) -> bool:
+        return self._max_log_bytes is None or self._log.info().bytes < self._max_log_bytes
 
     def _count(self, appended: Sequence[Appended]) -> None:
         duplicates = duplicates_of(appended)

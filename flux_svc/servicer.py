@@ -102,6 +102,7 @@ class FluxServicer:
         validation.check_stream_info(request)
         info = self._log.info()
         published, fanout = self._publishing.statistics, self._hub.statistics
+        trouble = self._publishing.trouble
         return pb.GetStreamInfoResponse(
             log=info.kind,
             epoch=info.epoch,
@@ -125,7 +126,7 @@ class FluxServicer:
             },
             retired_events=self._retired.retired_events + self._retired.expired_events,
             expired_events=self._retired.expired_events,
-            append_error=None if published.trouble is None else to_status(published.trouble),
+            append_error=None if trouble is None else to_status(trouble),
         )
 
     async def _checked(self, request: pb.SubscribeRequest, context: Context) -> Request:

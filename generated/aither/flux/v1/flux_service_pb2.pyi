@@ -1529,7 +1529,9 @@ class GetStreamInfoResponse(_message.Message):
     subscription_count: _builtins.int
     """How many follow."""
     published_events: _builtins.int
-    """Events appended since this process started."""
+    """Events appended for publishers since this process started; what Flux says itself is not among
+    them.
+    """
     delivered_events: _builtins.int
     """Events handed to subscribers since this process started, each counted once a subscriber."""
     refused_events: _builtins.int
