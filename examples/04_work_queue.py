@@ -42,7 +42,7 @@ async def main() -> None:
             for name in ("steady", "clumsy")
         ]
         try:
-            while len((await consumers.get("packing")).state.members) < len(workers):
+            while len((await consumers.get("packing")).state.members) < len(workers):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
             for n in range(ORDERS):
                 await shop.publish("demo.order", {"n": n})
