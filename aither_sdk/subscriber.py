@@ -80,7 +80,7 @@ class Subscriber:
         *,
         start: Start = NEW,
         client_name: str = "",
-        heartbeat_s: float = 5.0,
+        heartbeat_s: float = 15.0,
         exclude_sources: Sequence[str] = (),
         max_batch_events: int = 0,
         stop_sequence: int | None = None,
