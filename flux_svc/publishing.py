@@ -38,6 +38,7 @@ REASONS = frozenset(
         "WRITE_QUEUE_FULL",
         "DISK_FULL",
         "LOG_CLOSED",
+        "DRAINING",
         "LOG_BUSY",
         "LOG_IO_ERROR",
         "LOG_UNREACHABLE",
@@ -353,7 +354,9 @@ class Publishing:
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable(
-                "Flux is draining; repeat with the same ids in a moment", retry_after_s=0.5
+                "Flux is draining; repeat with the same ids in a moment",
+                reason="DRAINING",
+                retry_after_s=0.5,
             )
 
     def _check_streams(self) -> None:
