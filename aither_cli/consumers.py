@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from aither_cli.asking import Yes, agree
 from aither_cli.failures import USAGE, Failure
 from aither_cli.options import Config, FluxAddress, PortBase, flux_address
 
@@ -24,9 +25,10 @@ Examples:
   aither consumers show indexer                 settings, position and members
   aither consumers parked indexer               what was put aside, and why
   aither consumers replay indexer 17 23         deliver these again; without numbers: all
-  aither consumers delete-parked indexer --all  forget all that was put aside
+  aither consumers delete-parked indexer --all  forget all that was put aside; asks first
   aither consumers seek indexer --after 1000    go on behind sequence 1000
 \b
+What cannot be undone is asked about first; --yes answers for a script.
 Exit: 0 done, 1 failed, 2 asked wrongly.
 """
 PAGE = 500
@@ -36,6 +38,13 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The group.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON, one object a line.")]
 Sequences = Annotated[
     list[int] | None, typer.Argument(metavar="[SEQ]...", help="Sequences of parked events.")
+]
+
+Epoch = Annotated[
+    str,
+    typer.Option(
+        "--epoch", metavar="LOG", help="The log that SEQ belong to, if not the group's own."
+    ),
 ]
 
 app = typer.Typer(
@@ -99,9 +108,15 @@ def parked(
     port_base: PortBase = None,
 ) -> None:
     """List the events that were put aside, oldest first, with the reason."""
-    found = _call(flux_address(flux, config, port_base), lambda stub: _all_parked(stub, name))
+    from aither.flux.v1 import consumer_service_pb2 as pb
+
+    async def ask(stub: Any) -> tuple[list[pb.ParkedEvent], str]:
+        group = await stub.GetConsumer(pb.GetConsumerRequest(name=name))
+        return await _all_parked(stub, name), group.state.epoch
+
+    found, epoch = _call(flux_address(flux, config, port_base), ask)
     for one in found:
-        typer.echo(_json(one) if json else _parked_line(one))
+        typer.echo(_json(one) if json else _parked_line(one, epoch))
     if not found and not json:
         typer.echo(f"nothing is parked in {name}")
 
@@ -110,6 +125,7 @@ def parked(
 def replay(
     name: Name,
     sequences: Sequences = None,
+    epoch: Epoch = "",
     flux: FluxAddress = None,
     config: Config = None,
     port_base: PortBase = None,
@@ -117,7 +133,7 @@ def replay(
     """Hand parked events to the group again; without SEQ all of them."""
     from aither.flux.v1 import consumer_service_pb2 as pb
 
-    asked = pb.ReplayParkedRequest(name=name, sequences=_checked(sequences))
+    asked = pb.ReplayParkedRequest(name=name, sequences=_checked(sequences), epoch=epoch)
     answer = _call(flux_address(flux, config, port_base), lambda stub: stub.ReplayParked(asked))
     _tell_count(answer.replayed_events, "replayed", sequences)
 
@@ -127,17 +143,29 @@ def delete_parked(
     name: Name,
     sequences: Sequences = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    epoch: Epoch = "",
+    yes: Yes = False,
     flux: FluxAddress = None,
     config: Config = None,
     port_base: PortBase = None,
 ) -> None:
-    """Forget parked events; the log keeps what it holds of them."""
+    """Forget parked events; the log keeps what it holds of them. With --all it asks first."""
     from aither.flux.v1 import consumer_service_pb2 as pb
 
     if bool(sequences) == everything:
         raise Failure("say which: sequences, or --all", exit_code=USAGE)
-    asked = pb.DeleteParkedRequest(name=name, sequences=_checked(sequences))
-    answer = _call(flux_address(flux, config, port_base), lambda stub: stub.DeleteParked(asked))
+    address = flux_address(flux, config, port_base)
+    if everything and not yes:
+        group: pb.GetConsumerResponse = _call(
+            address, lambda stub: stub.GetConsumer(pb.GetConsumerRequest(name=name))
+        )
+        count = group.state.parked_events
+        if count:
+            of = f" of the log {epoch}" if epoch else ""
+            told = f"all parked events{of} are forgotten, with their copies; {name} has {count}"
+            agree(told, yes=yes)
+    asked = pb.DeleteParkedRequest(name=name, sequences=_checked(sequences), epoch=epoch)
+    answer = _call(address, lambda stub: stub.DeleteParked(asked))
     _tell_count(answer.deleted_events, "deleted", sequences)
 
 
@@ -174,15 +202,22 @@ def seek(
 @app.command()
 def delete(
     name: Name,
+    yes: Yes = False,
     flux: FluxAddress = None,
     config: Config = None,
     port_base: PortBase = None,
 ) -> None:
-    """Delete a group with its position and its parked events; its members' streams end."""
+    """Delete a group with its position and its parked events; its members' streams end. Asks."""
     from aither.flux.v1 import consumer_service_pb2 as pb
 
+    address = flux_address(flux, config, port_base)
+    if not yes:
+        group: pb.GetConsumerResponse = _call(
+            address, lambda stub: stub.GetConsumer(pb.GetConsumerRequest(name=name))
+        )
+        agree(_lost_with(group), yes=yes)
     asked = pb.DeleteConsumerRequest(name=name)
-    _call(flux_address(flux, config, port_base), lambda stub: stub.DeleteConsumer(asked))
+    _call(address, lambda stub: stub.DeleteConsumer(asked))
     typer.echo(f"deleted {name}")
 
 
@@ -252,6 +287,17 @@ def _tell_count(count: int, done: str, sequences: list[int] | None) -> None:
         typer.echo(f"{done} {count}")
 
 
+def _lost_with(group: pb.GetConsumerResponse) -> str:
+    state = group.state
+    parked = f"{state.parked_events} parked event{'' if state.parked_events == 1 else 's'}"
+    members = len(state.members)
+    ended = f", and ends the stream{'' if members == 1 else 's'} of {members}" if members else ""
+    return (
+        f"deleting {group.consumer.name} forgets its checkpoint {state.checkpoint_sequence} "
+        f"({state.lag_events} behind the end) and {parked}{ended}"
+    )
+
+
 def _row(group: pb.GetConsumerResponse) -> list[str]:
     state = group.state
     return [
@@ -303,11 +349,15 @@ def _span(duration: Duration) -> str:
     return f"{duration.seconds + duration.nanos / 1e9:g} s"
 
 
-def _parked_line(one: pb.ParkedEvent) -> str:
+def _parked_line(one: pb.ParkedEvent, epoch: str) -> str:
+    """`epoch` is that of the group's log."""
     from aither_cli.rendering import event_line
 
     deliveries = "delivery" if one.attempts == 1 else "deliveries"
-    return f"{event_line(one.event)}\n    {one.attempts} {deliveries}: {one.reason}"
+    told = f"{event_line(one.event)}\n    {one.attempts} {deliveries}: {one.reason}"
+    if one.epoch != epoch:
+        told += f"\n    of another log: --epoch {one.epoch}"
+    return told
 
 
 def _json(message: Any) -> str:

@@ -26,3 +26,16 @@ class SystemClock:
 
     def time_ns(self) -> int:
         return time.time_ns()
+
+
+class LeaseClock(SystemClock):
+    """Goes on while the machine sleeps, as the clock of whoever gave a lease does. The monotonic
+    clock of Linux stands still then, and a lease that ran out meanwhile would look valid."""
+
+    def monotonic(self) -> float:
+        if _SLEEPLESS is None:
+            return time.monotonic()
+        return time.clock_gettime(_SLEEPLESS)
+
+
+_SLEEPLESS: int | None = getattr(time, "CLOCK_BOOTTIME", None)

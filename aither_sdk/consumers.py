@@ -120,14 +120,21 @@ class Consumers:
             for event in page.events:
                 yield event
 
-    async def replay_parked(self, name: str, sequences: Sequence[int] = ()) -> int:
-        """Hands these, or all, to the group again. Answers how many. Raises NotFound."""
-        request = pb.ReplayParkedRequest(name=name, sequences=sequences)
+    async def replay_parked(
+        self, name: str, sequences: Sequence[int] = (), *, epoch: str = ""
+    ) -> int:
+        """Hands these, or all, to the group again. They are of the log with this `epoch`
+        (`ParkedEvent.epoch`); without it sequences are those of the group's own log. Answers how
+        many. Raises NotFound."""
+        request = pb.ReplayParkedRequest(name=name, sequences=sequences, epoch=epoch)
         return (await self._call(lambda stub: stub.ReplayParked(request))).replayed_events
 
-    async def delete_parked(self, name: str, sequences: Sequence[int] = ()) -> int:
-        """Forgets these, or all. Answers how many. Raises NotFound."""
-        request = pb.DeleteParkedRequest(name=name, sequences=sequences)
+    async def delete_parked(
+        self, name: str, sequences: Sequence[int] = (), *, epoch: str = ""
+    ) -> int:
+        """Forgets these, or all; which, as in `replay_parked`. Answers how many. Raises
+        NotFound."""
+        request = pb.DeleteParkedRequest(name=name, sequences=sequences, epoch=epoch)
         return (await self._call(lambda stub: stub.DeleteParked(request))).deleted_events
 
     async def _pages(

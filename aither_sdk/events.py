@@ -64,7 +64,7 @@ def new_event(
     try:
         event = Event(id=id or new_event_id(), source=source, subject=subject)
         if payload is not None:
-            _pack(event.payload, payload)
+            pack(event.payload, payload)
         if headers:
             event.headers.update(headers)
         if correlation_id:
@@ -140,7 +140,7 @@ def handling(event: Event) -> Iterator[Event]:
         _handled.reset(token)
 
 
-def _pack(into: AnyMessage, payload: Message | Mapping[str, Any]) -> None:
+def pack(into: AnyMessage, payload: Message | Mapping[str, Any]) -> None:
     if isinstance(payload, AnyMessage):
         into.CopyFrom(payload)
         return

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -23,11 +24,12 @@ from aither_sdk.errors import (
 )
 from aither_sdk.event_rules import check_event, check_event_size
 from aither_sdk.events import Payload, event_frame, new_event, new_event_id, set_time_now
-from aither_sdk.publisher_buffer import Entry, Place, PublishBuffer
+from aither_sdk.parcels import parcels
+from aither_sdk.publisher_buffer import Entry, Place, PublishBuffer, events_of
 from aither_sdk.publisher_limits import Limits, WhenFull, check_settings
 from aither_sdk.publisher_state import PublisherStatistics
 from aither_sdk.publisher_stream import PublisherStream
-from aither_sdk.publisher_tickets import Ticket, fail, like, named, refusal
+from aither_sdk.publisher_tickets import Ticket, answer_parcel, fail, like, named, refusal
 from aither_sdk.words import Words
 
 _log = Words("aither_sdk")
@@ -159,6 +161,72 @@ class Publisher:
         """
         entry = self._entry(event, timed=True)
         self._offer(entry, may_wait=True)
+        result: PublishResult = await self._answer_of(entry)
+        return result
+
+    async def publish_many(
+        self,
+        subject: str,
+        payloads: Sequence[Payload],
+        *,
+        ids: Sequence[str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        correlation_id: str | None = None,
+        expire_after_s: float | None = None,
+    ) -> list[PublishResult]:
+        """Publishes an event for each payload, in order, and waits until Flux has all of them safe:
+        the fast way for many events at hand (a fifth of the cost of `publish` for each).
+
+        They share everything but `id` and payload, `time` too. They travel in parcels of at most
+        `batch_events` and `batch_bytes`; each is waited for, timed out and withdrawn like an event
+        of `publish`, and what it raises is raised here, for the first one in order. Where Flux
+        refuses single events the others are stored all the same. Give `ids` where you would publish
+        the same again after an error: what is stored already is not stored twice.
+        """
+        self._check_open()
+        like = new_event(
+            subject,
+            source=self.source,
+            id="-",
+            headers=headers,
+            correlation_id=correlation_id,
+            expire_after_s=expire_after_s,
+        )
+        limits = self._buffer.limits
+        made = parcels(
+            like,
+            payloads,
+            ids,
+            max_events=min(limits.batch_events, limits.buffer_events),
+            max_bytes=min(limits.batch_bytes, limits.buffer_bytes),
+        )
+        entries = []
+        for frames, events in made:
+            entry = self._enter(frames, like, timed=True, events=events)
+            entries.append(entry)
+        return await self._publish_all(entries)
+
+    async def _publish_all(self, entries: Sequence[Entry[Ticket]]) -> list[PublishResult]:
+        results: list[PublishResult] = []
+        waiting: deque[Entry[Ticket]] = deque()
+        try:
+            for entry in entries:
+                self._offer(entry, may_wait=True)
+                waiting.append(entry)
+            while waiting:
+                answer = await self._answer_of(waiting[0])
+                if waiting.popleft().events > 1:
+                    results += answer
+                else:
+                    results.append(answer)
+        finally:
+            # Nobody hears of those behind a failure any more: those that can be taken back are.
+            taken_back = [self._buffer.withdraw(entry) for entry in waiting]
+            if any(taken_back):
+                self._after_leaving()
+        return results
+
+    async def _answer_of(self, entry: Entry[Ticket]) -> Any:
         future = entry.ticket.future
         try:
             return await future
@@ -241,10 +309,7 @@ class Publisher:
     # -- in
 
     def _entry(self, event: Event, *, timed: bool) -> Entry[Ticket]:
-        loop = self._loop
-        if loop is None or self._closed:
-            state = "closed" if self._closed else "not open: use `async with`"
-            raise FailedPrecondition(f"this publisher is {state}", reason="PUBLISHER_CLOSED")
+        self._check_open()
         if not event.id:
             event.id = new_event_id()
         if not event.source:
@@ -254,13 +319,23 @@ class Publisher:
         check_event(event)
         encoded = event.SerializeToString()
         check_event_size(len(encoded))
+        return self._enter(event_frame(encoded), event, timed=timed)
+
+    def _enter(self, frames: bytes, event: Event, *, timed: bool, events: int = 1) -> Entry[Ticket]:
+        loop = self._loop
+        assert loop is not None
         ticket = Ticket(loop.create_future(), event.subject, event.id, event.traceparent, timed)
-        return Entry(event_frame(encoded), ticket, loop.time() + self._ack_timeout_s)
+        return Entry(frames, ticket, loop.time() + self._ack_timeout_s, events)
+
+    def _check_open(self) -> None:
+        if self._loop is None or self._closed:
+            state = "closed" if self._closed else "not open: use `async with`"
+            raise FailedPrecondition(f"this publisher is {state}", reason="PUBLISHER_CLOSED")
 
     def _offer(self, entry: Entry[Ticket], *, may_wait: bool) -> None:
         dropped = self._buffer.offer(entry, may_wait=may_wait)
         if entry.place is Place.OUTSIDE:
-            self._refused += 1
+            self._refused += entry.events
             raise ResourceExhausted(
                 f"the publish buffer is full ({self._buffer.events} events, "
                 f"{self._buffer.size_bytes} bytes): Flux at {self.address} is slow or away"
@@ -268,7 +343,7 @@ class Publisher:
                 reason="BUFFER_FULL",
             )
         if dropped:
-            self._dropped += len(dropped)
+            self._dropped += events_of(dropped)
             for old in dropped:
                 fail(
                     old, ResourceExhausted(f"{named(old)} gave way to newer ones in a full buffer")
@@ -282,8 +357,17 @@ class Publisher:
 
     def answered(self, entries: Entries, results: Sequence[PublishResult]) -> None:
         """Hands each entry its result."""
-        refused = duplicates = 0
-        for entry, result in zip(entries, results, strict=True):
+        refused = duplicates = at = 0
+        for entry in entries:
+            if entry.events > 1:
+                parcel = results[at : at + entry.events]
+                at += entry.events
+                refusals, repeats = answer_parcel(entry, parcel)
+                refused += refusals
+                duplicates += repeats
+                continue
+            result = results[at]
+            at += 1
             future = entry.ticket.future
             if result.HasField("error"):
                 refused += 1
@@ -295,12 +379,12 @@ class Publisher:
                 future.set_result(result)
         self._refused += refused
         self._duplicates += duplicates
-        self._published += len(entries) - refused - duplicates
+        self._published += at - refused - duplicates
         self._after_leaving()
 
     def refused(self, entries: Entries, error: AitherError) -> None:
         """Fails entries that no further stream would bring through."""
-        self._refused += len(entries)
+        self._refused += events_of(entries)
         for entry in entries:
             fail(entry, like(error, f"{named(entry)} could not be published: {error.message}"))
         self._after_leaving()
@@ -346,7 +430,7 @@ class Publisher:
         within = f"within {self._ack_timeout_s:g} s"
         if entry.place is Place.WAITING:
             self._buffer.withdraw(entry)
-            self._refused += 1
+            self._refused += entry.events
             told = f"{named(entry)} found no room in the publish buffer {within}{self._trouble()}"
             fail(entry, ResourceExhausted(f"{told}; it was not sent", reason="BUFFER_FULL"))
             return
@@ -363,13 +447,14 @@ class Publisher:
     def _abandon(self) -> None:
         left = self._buffer.fail_all()
         if left:
-            self._dropped += len(left)
+            events = events_of(left)
+            self._dropped += events
             _log.warning(
                 "publisher.abandoned",
                 source=self.source,
                 address=self.address,
-                events=len(left),
-                sent=sum(1 for entry in left if entry.sends),
+                events=events,
+                sent=events_of(entry for entry in left if entry.sends),
                 close_timeout_s=self._close_timeout_s,
                 reason=self._stream.trouble or "Flux did not answer in time",
             )

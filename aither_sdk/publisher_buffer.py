@@ -35,12 +35,23 @@ class Place(Enum):
 
 
 class Entry(Generic[T]):
-    """One event on its way. `ticket` is the publisher's; the buffer never looks at it."""
+    """One event on its way, or a parcel of several that share its fate. `ticket` is the
+    publisher's; the buffer never looks at it."""
 
-    __slots__ = ("deadline_s", "frame", "ordinal", "place", "sends", "size_bytes", "ticket")
+    __slots__ = (
+        "deadline_s",
+        "events",
+        "frame",
+        "ordinal",
+        "place",
+        "sends",
+        "size_bytes",
+        "ticket",
+    )
 
-    def __init__(self, frame: bytes, ticket: T, deadline_s: float = 0.0) -> None:
+    def __init__(self, frame: bytes, ticket: T, deadline_s: float = 0.0, events: int = 1) -> None:
         self.frame = frame
+        self.events = events
         self.ticket = ticket
         self.deadline_s = deadline_s
         self.size_bytes = len(frame)
@@ -56,6 +67,8 @@ class Batch(Generic[T]):
     """Entries sent in one message, in order."""
 
     entries: list[Entry[T]]
+    events: int
+    """Of all its entries."""
     sent_s: float
     """When, by the publisher's monotonic clock."""
 
@@ -75,16 +88,18 @@ class PublishBuffer(Generic[T]):
         self.limits = limits
         self.when_full = when_full
         self.events = 0
-        """Entries in the buffer, sent or not."""
+        """Events in the buffer, sent or not."""
         self.size_bytes = 0
         """Their bytes."""
         self.retried = 0
-        """Entries put on a stream again, each time counted."""
+        """Events put on a stream again, each time counted."""
         self._waiting: deque[Entry[T]] = deque()
         self._unsent: deque[Entry[T]] = deque()
         self._in_flight: deque[Batch[T]] = deque()
         self._live_waiting = 0
         self._live_unsent = 0
+        self._unsent_events = 0
+        """Of the live ones."""
         self._last_ordinal = 0
 
     # -- in
@@ -134,6 +149,7 @@ class PublishBuffer(Generic[T]):
             return True
         if entry.place is Place.UNSENT and entry.sends == 0:
             self._live_unsent -= 1
+            self._unsent_events -= entry.events
             self._release(entry)
             self._unsent = _swept(self._unsent, self._live_unsent)
             return True
@@ -147,21 +163,24 @@ class PublishBuffer(Generic[T]):
             return None
         limits = self.limits
         entries: list[Entry[T]] = []
-        size_bytes = 0
-        while self._unsent and len(entries) < limits.batch_events:
+        events = size_bytes = 0
+        while self._unsent and events < limits.batch_events:
             entry = self._unsent[0]
             if entry.place is Place.UNSENT:
                 size_bytes += entry.size_bytes
-                if entries and size_bytes > limits.batch_bytes:
+                events += entry.events
+                if entries and (size_bytes > limits.batch_bytes or events > limits.batch_events):
+                    events -= entry.events
                     break
                 entry.place = Place.IN_FLIGHT
                 if entry.sends:
-                    self.retried += 1
+                    self.retried += entry.events
                 entry.sends += 1
                 entries.append(entry)
             self._unsent.popleft()
         self._live_unsent -= len(entries)
-        batch = Batch(entries, now_s)
+        self._unsent_events -= events
+        batch = Batch(entries, events, now_s)
         self._in_flight.append(batch)
         return batch
 
@@ -172,9 +191,10 @@ class PublishBuffer(Generic[T]):
         """
         if not self._in_flight:
             raise MisansweredError("an answer came while nothing was in flight")
-        entries = self._in_flight[0].entries
-        if len(entries) != results:
-            raise MisansweredError(f"{results} results came for a batch of {len(entries)} events")
+        batch = self._in_flight[0]
+        if batch.events != results:
+            raise MisansweredError(f"{results} results came for a batch of {batch.events} events")
+        entries = batch.entries
         self._in_flight.popleft()
         for entry in entries:
             if entry.place is Place.IN_FLIGHT:
@@ -189,13 +209,16 @@ class PublishBuffer(Generic[T]):
             entry.place = Place.UNSENT
         self._unsent.extendleft(reversed(back))
         self._live_unsent += len(back)
-        return len(back)
+        events = events_of(back)
+        self._unsent_events += events
+        return events
 
     def fail_sent(self) -> list[Entry[T]]:
         """Gives up everything that was put on a stream and not answered."""
         self.broken()
         failed = [e for e in self._unsent if e.place is Place.UNSENT and e.sends]
         self._live_unsent -= len(failed)
+        self._unsent_events -= events_of(failed)
         for entry in failed:
             self._release(entry)
         self._unsent = _swept(self._unsent, self._live_unsent)
@@ -208,6 +231,7 @@ class PublishBuffer(Generic[T]):
         self._unsent.clear()
         self._waiting.clear()
         self._live_unsent = self._live_waiting = self.events = self.size_bytes = 0
+        self._unsent_events = 0
         for entry in failed:
             self._empty(entry)
         return failed
@@ -218,7 +242,7 @@ class PublishBuffer(Generic[T]):
     def batch_ready(self) -> bool:
         """Whether there is something to send and it is not better to let more gather.
 
-        The deeper the pipeline, the more must have gathered: 1 entry while at most one batch is
+        The deeper the pipeline, the more must have gathered: 1 event while at most one batch is
         out, then 4, 16, 64, ... So a lone event goes at once, and a crowd shares messages without
         a timer.
         """
@@ -226,7 +250,7 @@ class PublishBuffer(Generic[T]):
         if depth <= 1:
             return self._live_unsent > 0 and depth < self.limits.batches_in_flight
         gathered = min(4 ** (depth - 1), self.limits.batch_events)
-        return self._live_unsent >= gathered and depth < self.limits.batches_in_flight
+        return self._unsent_events >= gathered and depth < self.limits.batches_in_flight
 
     @property
     def sendable(self) -> bool:
@@ -270,7 +294,7 @@ class PublishBuffer(Generic[T]):
             return True
         limits = self.limits
         return (
-            self.events < limits.buffer_events
+            self.events + entry.events <= limits.buffer_events
             and self.size_bytes + entry.size_bytes <= limits.buffer_bytes
         )
 
@@ -278,7 +302,8 @@ class PublishBuffer(Generic[T]):
         entry.place = Place.UNSENT
         self._unsent.append(entry)
         self._live_unsent += 1
-        self.events += 1
+        self._unsent_events += entry.events
+        self.events += entry.events
         self.size_bytes += entry.size_bytes
 
     def _drop_oldest(self) -> Entry[T]:
@@ -288,6 +313,7 @@ class PublishBuffer(Generic[T]):
             entry = self._unsent.popleft()
             if entry.place is Place.UNSENT:
                 self._live_unsent -= 1
+                self._unsent_events -= entry.events
                 self._release(entry)
                 return entry
         entry = next(self.oldest_first())
@@ -295,7 +321,7 @@ class PublishBuffer(Generic[T]):
         return entry
 
     def _release(self, entry: Entry[T]) -> None:
-        self.events -= 1
+        self.events -= entry.events
         self.size_bytes -= entry.size_bytes
         self._empty(entry)
 
@@ -303,6 +329,11 @@ class PublishBuffer(Generic[T]):
     def _empty(entry: Entry[T]) -> None:
         entry.place = Place.GONE
         entry.frame = b""
+
+
+def events_of(entries: Iterable[Entry[T]]) -> int:
+    """How many they are together."""
+    return sum(entry.events for entry in entries)
 
 
 def _live(entries: Iterable[Entry[T]]) -> Iterator[Entry[T]]:

@@ -192,7 +192,7 @@ class PublisherStream:
                     self._spans.append(
                         send_span(
                             self._dialler.address,
-                            (entry.ticket.subject for entry in batch.entries),
+                            (e.ticket.subject for e in batch.entries for _ in range(e.events)),
                             (entry.ticket.traceparent for entry in batch.entries),
                         )
                     )

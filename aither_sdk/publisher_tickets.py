@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -17,7 +20,8 @@ from aither_sdk.rpc_status import from_status
 class Ticket:
     """Whose event it is: who is told, and how to name it to him."""
 
-    future: asyncio.Future[PublishResult]
+    future: asyncio.Future[Any]
+    """Of its PublishResult, or of a list of them for a parcel."""
     subject: str
     event_id: str
     traceparent: str
@@ -27,7 +31,25 @@ class Ticket:
 
 def named(entry: Entry[Ticket]) -> str:
     """How an error names it."""
+    if entry.events > 1:
+        return f'{entry.events} events on "{entry.ticket.subject}"'
     return f'event {entry.ticket.event_id} on "{entry.ticket.subject}"'
+
+
+def answer_parcel(entry: Entry[Ticket], results: Sequence[PublishResult]) -> tuple[int, int]:
+    """Tells whoever waits for a parcel; answers how many events were refused, and how many were
+    there before."""
+    refused = [result for result in results if result.HasField("error")]
+    if refused:
+        first = refusal(refused[0])
+        told = f"{len(refused)} of {named(entry)} were refused and the others are stored"
+        fail(entry, like(first, f"{told}: {first.message}"))
+    elif not entry.ticket.future.done():
+        entry.ticket.future.set_result(results)
+    return len(refused), sum(map(_duplicate, results))
+
+
+_duplicate = attrgetter("duplicate")
 
 
 def refusal(result: PublishResult) -> AitherError:

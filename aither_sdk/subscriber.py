@@ -271,10 +271,10 @@ class Subscriber:
         return event
 
     async def _next_batch(self) -> Sequence[Event]:
-        left = self._events[self._index + 1 :]
-        if left and self._step is not None and not self._closed:
+        left = self._index + 1
+        if left < len(self._events) and self._step is not None and not self._closed:
             self._settle_part(self._step)
-            self._events = left
+            self._events = self._events[left:]
         else:
             await self._advance()
         set_current_event(None)

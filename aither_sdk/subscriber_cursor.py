@@ -16,6 +16,7 @@ from aither.flux.v1.flux_service_pb2 import (
     Started,
     SubscribeResponse,
 )
+from aither_sdk.arriving import Events
 from aither_sdk.errors import FailedPrecondition
 from aither_sdk.subscription import EARLIEST, LAST_PER_SUBJECT, Position, Start, after
 
@@ -101,15 +102,16 @@ class Cursor:
             self._start = LAST_PER_SUBJECT
         return Step(self.position, new_epoch=True)
 
-    def take(self, response: SubscribeResponse) -> Step:
-        """One message after the first."""
+    def take(self, response: SubscribeResponse, events: Sequence[Event] | None = None) -> Step:
+        """One message after the first; `events` where those of the response are not decoded."""
         # Not made a list of: a Python object for every event at once costs more than parsing them.
-        events: Sequence[Event] = response.events
+        if events is None:
+            events = response.events
         if events:
             events = self._fresh(events)
             self.received += len(events)
             if events:
-                self._sequence = events[-1].sequence
+                self._sequence = _sequence_at(events, -1)
         control = response.WhichOneof("control")
         if control is None:
             return Step(self.position, events)
@@ -143,10 +145,10 @@ class Cursor:
         A message whose ends are new and as far apart as it has events is taken as it is: looking
         at each event would cost as much as parsing it, and a message is rising by itself.
         """
-        first, last = events[0].sequence, events[-1].sequence
+        first, last = _sequence_at(events, 0), _sequence_at(events, -1)
         if first > self._sequence and last - first == len(events) - 1:
             return events
-        sequences = [event.sequence for event in events]
+        sequences = [_sequence_at(events, i) for i in range(len(events))]
         rising = all(map(lt, sequences, islice(sequences, 1, None)))
         if rising and first > self._sequence:
             return events
@@ -181,3 +183,9 @@ class Cursor:
 
     def _reach(self, sequence: int) -> None:
         self._sequence = max(self._sequence, sequence)
+
+
+def _sequence_at(events: Sequence[Event], index: int) -> int:
+    if isinstance(events, Events):
+        return events.sequence_at(index)
+    return events[index].sequence

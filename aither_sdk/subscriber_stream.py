@@ -12,8 +12,8 @@ from aither.flux.v1.flux_service_pb2 import (
     CLOSING_REASON_STOP_REACHED,
     CLOSING_REASON_TOO_SLOW,
     SubscribeRequest,
-    SubscribeResponse,
 )
+from aither_sdk.arriving import Arriving
 from aither_sdk.backoff import MOST_S, FullJitter
 from aither_sdk.dialling import Dialler
 from aither_sdk.errors import AitherError, DataLoss, Internal, TooSlow, Unavailable
@@ -31,8 +31,8 @@ _PATIENCE = 10
 _AHEAD_STEPS = 8
 """Messages without events that may lie before the consumer; with events it is one."""
 
-Call = grpc.aio.UnaryStreamCall[SubscribeRequest, SubscribeResponse]
-Method = grpc.aio.UnaryStreamMultiCallable[SubscribeRequest, SubscribeResponse]
+Call = grpc.aio.UnaryStreamCall[SubscribeRequest, Arriving]
+Method = grpc.aio.UnaryStreamMultiCallable[SubscribeRequest, Arriving]
 
 
 class Listener(Protocol):
@@ -134,7 +134,7 @@ class SubscriberStream:
         method: Method = self._dialler.channel.unary_stream(
             _METHOD,
             request_serializer=_encoded,
-            response_deserializer=SubscribeResponse.FromString,
+            response_deserializer=Arriving,
         )
         call: Call = method(self._subscription.request(self._cursor.next_start()))
         opened_s = asyncio.get_running_loop().time()
@@ -162,11 +162,11 @@ class SubscriberStream:
 
     async def _start(self, call: Call) -> None:
         response = await self._read(call)
-        if response is None or not response.HasField("started"):
+        if response is None or not response.message.HasField("started"):
             raise Unavailable(
                 f"Flux at {self._dialler.address} did not begin the stream with `started`"
             )
-        self._cursor.started(response.started)
+        self._cursor.started(response.message.started)
         self.opened += 1
         self._started.set()
         if self._breaks:
@@ -188,16 +188,16 @@ class SubscriberStream:
             response = await self._read(call)
             if response is None:
                 return None
-            step = self._cursor.take(response)
+            step = self._cursor.take(response.message, response.events)
             self._put(step)
             if step.closing is not None:
                 return step
 
-    async def _read(self, call: Call) -> SubscribeResponse | None:
+    async def _read(self, call: Call) -> Arriving | None:
         self.silence.listen()
         response = await call.read()
         self.silence.heard()
-        return response if isinstance(response, SubscribeResponse) else None
+        return response if isinstance(response, Arriving) else None
 
     def _put(self, step: Step) -> None:
         if self._steps and self._steps[-1].bookmark_only:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from aither.flux.v1.consumer_service_pb2 import Consumer
-from aither_sdk.clock import Clock, SystemClock
+from aither_sdk.clock import Clock, LeaseClock
 from aither_sdk.dialling import Addresses, Dialler
 from aither_sdk.errors import (
     AitherError,
@@ -106,7 +106,7 @@ class Worker:
         given = Consumer(name=consumer) if isinstance(consumer, str) else consumer
         self.consumer = given.name
         self._drain_timeout_s = drain_timeout_s
-        self._clock = clock or SystemClock()
+        self._clock = clock or LeaseClock()
         self._dialler = Dialler(address)
         self._state = ToldState(
             WorkerState(), on_state, "worker.on_state_failed", consumer=self.consumer

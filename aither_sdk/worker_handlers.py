@@ -45,8 +45,10 @@ class Handlers:
         concurrency: int,
         park_on: tuple[type[Exception], ...],
         max_handling_s: float | None,
+        may_begin: Callable[[Lease], bool],
         ended: Ended,
     ) -> None:
+        """`may_begin` is asked right before a handler runs; what it says no to is `lost`."""
         self.filters: Sequence[str] = ()
         """The group's; one of them names the spans."""
         self.closing = False
@@ -56,6 +58,7 @@ class Handlers:
         self._concurrency = concurrency
         self._park_on = park_on
         self._max_handling_s = max_handling_s
+        self._may_begin = may_begin
         self._ended = ended
         self._waiting: deque[Lease] = deque()
         self._tasks: dict[Lease, Handling] = {}
@@ -136,12 +139,14 @@ class Handlers:
 
     def _still_ending(self, lease: Lease) -> Handling | None:
         """The handler of the same event that was cancelled and has not ended."""
-        same = (task for other, task in self._tasks.items() if other.sequence == lease.sequence)
+        same = (task for other, task in self._tasks.items() if other.key == lease.key)
         return next(same, None)
 
     async def _handle(self, lease: Lease, before: Handling | None) -> Verdict:
         if before is not None:
             await asyncio.wait({before})  # never two handlers of one event in one worker
+        if not self._may_begin(lease):
+            raise asyncio.CancelledError
         return await self._judged(lease)
 
     def _has_ended(self, lease: Lease, task: Handling) -> None:

@@ -33,6 +33,14 @@ class Taken(Enum):
     """The same delivery twice."""
 
 
+Key = tuple[int, str]
+"""What an event is known by: a replayed one of another log may have the sequence of one of ours."""
+
+
+def key_of(delivery: Delivery) -> Key:
+    return delivery.event.sequence, delivery.epoch
+
+
 @dataclass(slots=True, eq=False)
 class Lease:
     """One event that this worker may handle until `ends_s`."""
@@ -64,6 +72,10 @@ class Lease:
         return self.delivery.event.sequence
 
     @property
+    def key(self) -> Key:
+        return key_of(self.delivery)
+
+    @property
     def attempt(self) -> int:
         return self.delivery.attempt
 
@@ -72,7 +84,7 @@ class Lease:
 class _Done:
     """An event that was handled, while it is not known whether its ack arrived."""
 
-    sequence: int
+    key: Key
     attempt: int
     at_s: float
     """When its ack was sent, or would have been."""
@@ -83,10 +95,10 @@ class Leases:
     """All leases of a worker, by event. `ack_deadline_s` is the group's."""
 
     ack_deadline_s: float
-    _held: dict[int, Lease] = field(default_factory=dict)
+    _held: dict[Key, Lease] = field(default_factory=dict)
     _acked: deque[_Done] = field(default_factory=deque)
     """Sent, and not yet known to have arrived."""
-    _done: dict[int, _Done] = field(default_factory=dict)
+    _done: dict[Key, _Done] = field(default_factory=dict)
     """Handled on a stream that broke; kept for one ack deadline."""
     _proved_s: float = 0.0
 
@@ -101,13 +113,13 @@ class Leases:
     ) -> tuple[Taken, Lease | None]:
         """What is to be done with a delivery, and its lease. A lease it puts an end to is `lost`,
         and still in the hands of its handler."""
-        sequence = delivery.event.sequence
-        held = self._held.get(sequence)
+        key = key_of(delivery)
+        held = self._held.get(key)
         if held is not None and held.ack_id == delivery.ack_id:
             return Taken.DUPLICATE, held
         # A higher attempt: the group gives it out once more. One that is counted from 1 again was
         # sought back or replayed on purpose, and is to be handled whatever was done before.
-        done = self._done.pop(sequence, None)
+        done = self._done.pop(key, None)
         if done is not None and delivery.attempt > done.attempt:
             return Taken.DONE, None
         lasts_s = self._lasts_s(delivery, now_ns)
@@ -119,12 +131,12 @@ class Leases:
             held.lost = "it was delivered again"
         ends_s = now_s + lasts_s
         lease = Lease(delivery, size_bytes, ends_s, ends_s, now_s, now_s + lasts_s / _RENEWALS)
-        self._held[sequence] = lease
+        self._held[key] = lease
         return Taken.NEW, lease
 
-    def superseded(self, sequence: int) -> Lease | None:
-        """The lease that a NEW delivery of this event would put an end to."""
-        return self._held.get(sequence)
+    def superseded(self, delivery: Delivery) -> Lease | None:
+        """The lease that it would put an end to if it is NEW."""
+        return self._held.get(key_of(delivery))
 
     def by_ack_id(self, ack_ids: Iterable[str]) -> list[Lease]:
         wanted = set(ack_ids)
@@ -133,8 +145,8 @@ class Leases:
     def let_go(self, lease: Lease, lost: str = "") -> None:
         """It is not ours any more, for this reason, or settled."""
         lease.lost = lease.lost or lost
-        if self._held.get(lease.sequence) is lease:
-            del self._held[lease.sequence]
+        if self._held.get(lease.key) is lease:
+            del self._held[lease.key]
 
     # -- time
 
@@ -148,10 +160,10 @@ class Leases:
     def ended(self, now_s: float) -> list[Lease]:
         """Those that were not renewed in time. Also forgets what was done too long ago."""
         while self._done:
-            sequence, oldest = next(iter(self._done.items()))
+            key, oldest = next(iter(self._done.items()))
             if oldest.at_s + self.ack_deadline_s > now_s:
                 break
-            del self._done[sequence]
+            del self._done[key]
         return [lease for lease in self._held.values() if self.is_over(lease, now_s)]
 
     def is_over(self, lease: Lease, now_s: float) -> bool:
@@ -171,12 +183,12 @@ class Leases:
     def acked(self, lease: Lease, now_s: float) -> None:
         """Its ack is on the way."""
         self.let_go(lease)
-        self._acked.append(_Done(lease.sequence, lease.attempt, now_s))
+        self._acked.append(_Done(lease.key, lease.attempt, now_s))
 
     def handled_too_late(self, lease: Lease, now_s: float) -> None:
         """It was handled, and its stream is gone."""
         self.let_go(lease)
-        self._done[lease.sequence] = _Done(lease.sequence, lease.attempt, now_s)
+        self._done[lease.key] = _Done(lease.key, lease.attempt, now_s)
 
     def broken(self) -> int:
         """The stream is gone. How many acks have an unknown fate."""
@@ -184,7 +196,7 @@ class Leases:
             lease.orphan = True
             lease.ends_s = lease.proved_s = self._ends_s(lease)
         unknown = len(self._acked)
-        self._done.update((done.sequence, done) for done in self._acked)
+        self._done.update((done.key, done) for done in self._acked)
         self._acked.clear()
         return unknown
 

@@ -76,8 +76,15 @@ class Membership:
         self.tally = Tally()
         self.stream = WorkerStream(dialler, given, self, create=create)
         self.handlers = Handlers(
-            given.name, handler, concurrency, park_on, max_handling_s, self._settle
+            given.name,
+            handler,
+            concurrency,
+            park_on,
+            max_handling_s,
+            self._may_begin,
+            self._settle,
         )
+        self._exclusive = False
         self._member = member
         self._window_events = window_events
         self._window_bytes = window_bytes
@@ -101,6 +108,7 @@ class Membership:
     def knows(self, consumer: Consumer) -> None:
         """The group's settings; its times are what leases are counted by."""
         self.handlers.filters = tuple(consumer.filters)
+        self._exclusive = consumer.exclusive
         ack_deadline_s = seconds_of(consumer.ack_deadline_duration)
         self.leases.ack_deadline_s = ack_deadline_s or _DEFAULT_ACK_DEADLINE_S
         lease_s = seconds_of(consumer.lease_duration)
@@ -185,7 +193,7 @@ class Membership:
             self.tally.given_back += 1
             return
         size_bytes = delivery.event.ByteSize()
-        before = self.leases.superseded(delivery.event.sequence)
+        before = self.leases.superseded(delivery)
         taken, lease = self.leases.take(
             delivery, size_bytes, self._clock.monotonic(), self._clock.time_ns()
         )
@@ -203,6 +211,17 @@ class Membership:
             self.tally.duplicates += 1
         self._outbox.credit(1, size_bytes)
         self.stream.wake()
+
+    def _may_begin(self, lease: Lease) -> bool:
+        """The last question before a handler runs, for this process may have been stopped since
+        the event came: is it still ours, and does this member lead where only one may?"""
+        now_s = self._clock.monotonic()
+        leads = not self._exclusive or self.leadership.holds(now_s)
+        if not leads or self.leases.is_over(lease, now_s):
+            self.look()
+            if not lease.lost:
+                self._lost(lease, "this member does not lead its group")
+        return not lease.lost
 
     def _settle(self, lease: Lease, verdict: Verdict | None) -> None:
         """Its handler has ended: says so if it is still ours, and asks for another."""

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.measure import Meter, measurable, print_setting
 from benchmarks.peers.base import Bus
-from benchmarks.peers.flux import FluxPeer
+from benchmarks.peers.flux import UNDECODED, FluxPeer
 from benchmarks.peers.naive import NaivePeer
 from benchmarks.peers.nats_core import NatsPeer
 from benchmarks.peers.redis_bus import RedisPeer
@@ -189,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, _ = parser.parse_known_args(argv)
     peers: list[Any] = [
         FluxPeer("sqlite"),
+        FluxPeer("sqlite", reads_payloads=False),
         FluxPeer("memory"),
         NatsPeer(),
         RedisPeer(streams=False),
@@ -197,10 +198,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     peers = measurable(peers, arguments.only)
     print_setting("nats-py", "redis", programs=("nats-server", "redis-server"))
+    decoded = [peer for peer in peers if not peer.name.endswith(UNDECODED)]
     _print_throughput(peers, [int(n) for n in arguments.subscribers.split(",") if n], arguments)
     for wanted in filter(None, arguments.delay.split(",")):
         rate, _, subscribers = wanted.partition("x")
-        _print_delays(peers, float(rate), int(subscribers), arguments)
+        _print_delays(decoded, float(rate), int(subscribers), arguments)
 
 
 def _in_round(peers: Sequence[Any], round_number: int) -> list[Any]:

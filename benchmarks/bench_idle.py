@@ -12,8 +12,9 @@ import asyncio
 import gc
 import os
 import resource
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from benchmarks.measure import Cost, Meter, measurable, print_setting, resident_bytes
@@ -69,23 +70,29 @@ async def _watch(pid: int, seconds: float) -> Cost:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--idle-subscribers", type=int, default=1000)
-    parser.add_argument("--idle-seconds", type=float, default=10.0)
+    parser.add_argument(
+        "--idle-seconds", type=float, default=15.0, help="of 15 each one brings every heartbeat"
+    )
+    parser.add_argument("--idle-rounds", type=int, default=1)
     parser.add_argument("--only", default="", help="substring of the peers' names")
     arguments, _ = parser.parse_known_args(argv)
     subscribers = arguments.idle_subscribers
     _allow_files(subscribers * 2 + 256)
     print_setting("nats-py", "redis", programs=("nats-server", "redis-server"))
     peers = measurable([FluxPeer("sqlite"), NatsPeer(), RedisPeer(streams=False)], arguments.only)
-    print(f"\n{subscribers} idle subscribers, each on a connection of its own")
+    rounds = arguments.idle_rounds
+    print(f"\n{subscribers} idle subscribers, each on its own connection (median of {rounds})")
     head = ("server KB each", "client KB each", "server CPU %", "before them %", "client CPU %")
     print(f"  {'':<24}" + "".join(f"{title:>16}" for title in head))
-    for peer in peers:
-        # A fresh process each: memory that one peer's client gave back would hide the next one's.
-        idle = _in_child(peer, subscribers, arguments.idle_seconds)
-        print(
-            f"  {peer.name:<24}{idle.server_kb:>16.1f}{idle.client_kb:>16.1f}"
-            f"{idle.server_percent:>16.2f}{idle.base_percent:>16.2f}{idle.client_percent:>16.2f}"
-        )
+    found: dict[str, list[Idle]] = {peer.name: [] for peer in peers}
+    for _ in range(rounds):
+        for peer in peers:
+            # A fresh process each: memory that one client gave back would hide the next one's.
+            found[peer.name].append(_in_child(peer, subscribers, arguments.idle_seconds))
+    for name, runs in found.items():
+        figures = [statistics.median(run) for run in zip(*map(astuple, runs), strict=True)]
+        memory = "".join(f"{figure:>16.1f}" for figure in figures[:2])
+        print(f"  {name:<24}{memory}" + "".join(f"{figure:>16.2f}" for figure in figures[2:]))
 
 
 def _in_child(peer: Any, subscribers: int, seconds: float) -> Idle:

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from aither.flux.v1 import consumer_service_pb2 as pb
 from aither_sdk.errors import FieldViolation, InvalidArgument
 from flux_svc.frames import event_of
-from flux_svc.groups.base import ConsumerGroups, Parked
+from flux_svc.groups.base import ConsumerGroups, Parked, ParkedKey
 from flux_svc.groups.settings import MAX_SEQUENCE, changed, check_name, checked
 from flux_svc.logs.base import EventLog
 
@@ -87,32 +87,32 @@ class ConsumerServicer:
     ) -> pb.ListParkedResponse:
         check_name(request.name)
         size = _page_size(request.page_size)
-        token = request.page_token
-        if token and not (token.isdecimal() and len(token) < 20):
-            told = "not a token of ListParked; send `next_page_token` as it came, or nothing"
-            raise InvalidArgument.of([FieldViolation("page_token", told)])
-        found = await self._groups.list_parked(request.name, int(token or "0"), size + 1)
+        found = await self._groups.list_parked(request.name, _after(request.page_token), size + 1)
         shown = found[:size]
         more = len(found) > size
         if 0 < len(found) <= size:
             # A page may end early, by its bytes.
-            more = bool(await self._groups.list_parked(request.name, found[-1].sequence, 1))
+            more = bool(await self._groups.list_parked(request.name, found[-1].key, 1))
         return pb.ListParkedResponse(
-            events=map(_shown, shown), next_page_token=str(shown[-1].sequence) if more else ""
+            events=map(_shown, shown), next_page_token=_token(shown[-1].key) if more else ""
         )
 
     async def ReplayParked(
         self, request: pb.ReplayParkedRequest, context: Context
     ) -> pb.ReplayParkedResponse:
         check_name(request.name)
-        count = await self._groups.replay_parked(request.name, _sequences(request.sequences))
+        count = await self._groups.replay_parked(
+            request.name, _sequences(request.sequences), request.epoch
+        )
         return pb.ReplayParkedResponse(replayed_events=count)
 
     async def DeleteParked(
         self, request: pb.DeleteParkedRequest, context: Context
     ) -> pb.DeleteParkedResponse:
         check_name(request.name)
-        count = await self._groups.delete_parked(request.name, _sequences(request.sequences))
+        count = await self._groups.delete_parked(
+            request.name, _sequences(request.sequences), request.epoch
+        )
         return pb.DeleteParkedResponse(deleted_events=count)
 
     async def _target(self, request: pb.SeekConsumerRequest) -> int:
@@ -137,6 +137,18 @@ def _page_size(asked: int) -> int:
     raise InvalidArgument.of([FieldViolation("page_size", told)])
 
 
+def _after(token: str) -> ParkedKey:
+    sequence, _, epoch = (token or "0").partition(".")
+    if sequence.isdecimal() and len(sequence) < 20:
+        return ParkedKey(int(sequence), epoch)
+    told = "not a token of ListParked; send `next_page_token` as it came, or nothing"
+    raise InvalidArgument.of([FieldViolation("page_token", told)])
+
+
+def _token(key: ParkedKey) -> str:
+    return f"{key.sequence}.{key.epoch}"
+
+
 def _sequences(given: Sequence[int]) -> Sequence[int]:
     if len(given) <= MAX_SEQUENCES:
         return given
@@ -152,4 +164,5 @@ def _shown(parked: Parked) -> pb.ParkedEvent:
         attempts=parked.attempts,
         reason=parked.reason,
         parked_time=time,
+        epoch=parked.key.epoch,
     )

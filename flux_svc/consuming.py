@@ -258,7 +258,10 @@ def _encoded_news(news: News) -> bytes:
 def _encoded_delivery(delivery: Delivery) -> bytes:
     """An element of `repeated Delivery deliveries = 1`; the event's bytes are taken as they are."""
     told = pb.Delivery(ack_id=delivery.ack_id, attempt=delivery.attempt)
-    told.deadline_time.FromNanoseconds(delivery.deadline_ns)
+    if delivery.epoch:
+        told.epoch = delivery.epoch
+    deadline = told.deadline_time
+    deadline.seconds, deadline.nanos = divmod(delivery.deadline_ns, 10**9)
     body = told.SerializeToString() + _EVENT_TAG + delivery.frame[1:]
     return b"\x0a" + varint(len(body)) + body
 

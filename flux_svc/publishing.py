@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.errors import AitherError, ResourceExhausted, Unavailable, Unimplemented
 from flux_svc.answers import duplicates_of, result_of, stream_answer
+from flux_svc.drafts import Arrival, Arrived
 from flux_svc.intake import Intake, weight
 from flux_svc.logs.base import Ability, Appended, EventLog, Expected, Succession
 from flux_svc.loop_guard import LoopGuard
@@ -102,9 +103,11 @@ class _Stream:
 class _Batch:
     """One request of a stream, checked."""
 
-    request: pb.PublishStreamRequest
-    good: Sequence[Event]
-    faults: dict[int, AitherError]
+    events: int
+    """How many it has."""
+    durability: pb.Durability.ValueType
+    good: Sequence[Event] = ()
+    faults: Mapping[int, AitherError] = field(default_factory=dict)
     """By the index of the event."""
     claims: Sequence[Claim] = ()
     """What `good` takes from the quotas."""
@@ -206,9 +209,7 @@ class Publishing:
 
     # -- streams
 
-    async def publish_stream(
-        self, requests: AsyncIterator[pb.PublishStreamRequest]
-    ) -> AsyncGenerator[bytes, None]:
+    async def publish_stream(self, requests: AsyncIterator[Arrival]) -> AsyncGenerator[bytes, None]:
         """Encoded PublishStreamResponses in order of the requests, while later ones are already on
         their way to disk."""
         self._check_open()
@@ -239,14 +240,14 @@ class Publishing:
 
     async def _receive(
         self,
-        requests: AsyncIterator[pb.PublishStreamRequest],
+        requests: AsyncIterator[Arrival],
         answers: asyncio.Queue[asyncio.Task[bytes] | None],
         stream: _Stream,
     ) -> None:
         # An append takes its place in the log's queue in its first step, and tasks take their
         # first steps in the order they were made: the order of the stream is kept.
         loop = asyncio.get_running_loop()
-        arriving: AsyncIterator[pb.PublishStreamRequest] | None = None
+        arriving: AsyncIterator[Arrival] | None = None
         try:
             while True:
                 # What is not read waits with the client: this is what slows a publisher.
@@ -257,10 +258,9 @@ class Publishing:
                 request = await anext(arriving, None)
                 if request is None:
                     return
-                size = request.ByteSize()
-                batch = self._checked(request, size)
+                batch = self._checked(request)
                 # Not counted while it waits for its quota: who is slowed must not slow the others.
-                heavy = weight(len(request.events), size)
+                heavy = weight(batch.events, request.size)
                 await self._pace(batch, heavy)
                 self.intake.take(heavy)
                 answer = loop.create_task(self._answer(batch, stream), name="flux:publish")
@@ -272,21 +272,24 @@ class Publishing:
     def _answered(self, heavy: int, _answer: asyncio.Task[bytes]) -> None:
         self.intake.done(heavy)
 
-    def _checked(self, request: pb.PublishStreamRequest, size: int) -> _Batch:
-        events = list(request.events)  # once: the field makes its objects anew at each look
+    def _checked(self, arrival: Arrival) -> _Batch:
+        batch = _Batch(len(arrival.bodies), arrival.request.durability)
+        events = Arrived(arrival.bodies)
         try:
-            check_durability(request.durability)
-            self._rules.check_size(events, size)
+            check_durability(batch.durability)
+            self._rules.check_size(events, arrival.size)
         except AitherError as error:
-            return _Batch(request, (), {}, error=error)
-        faults = self._rules.faults(events, size)
-        good = events
-        if faults:
-            good = [event for i, event in enumerate(events) if i not in faults]
+            batch.error = error
+            return batch
+        batch.good = events
+        if events.doubtful and (faults := self._rules.faults(events, events.doubtful)):
+            batch.faults = faults
+            batch.good = [event for i, event in enumerate(events) if i not in faults]
             if any(fault.reason == "HOPS_EXCEEDED" for fault in faults.values()):
                 self._tell_loops(events)
-        claims = claims_of(good) if self.quotas.limited else ()
-        return _Batch(request, good, faults, claims)
+        if self.quotas.limited:
+            batch.claims = claims_of(batch.good)
+        return batch
 
     async def _pace(self, batch: _Batch, heavy: int) -> None:
         """Waits until the quotas have room for the batch: its stream is not read meanwhile."""
@@ -316,7 +319,7 @@ class Publishing:
         except AitherError as error:
             stream.error = stream.error or error
             self.quotas.give_back(batch.claims)
-            self.statistics.refuse(len(batch.request.events), error)
+            self.statistics.refuse(batch.events, error)
             raise
 
     async def _append_good(self, batch: _Batch, succession: Succession) -> bytes:
@@ -327,7 +330,7 @@ class Publishing:
                 appended = await self._timed(
                     self._log.append(
                         batch.good,
-                        durability=batch.request.durability,
+                        durability=batch.durability,
                         succession=succession,
                         wait=True,
                     )

@@ -11,6 +11,7 @@ from aither.flux.v1 import consumer_service_pb2, consumer_service_pb2_grpc
 from aither.flux.v1 import flux_service_pb2 as pb
 from flux_svc.consumer_servicer import ConsumerServicer
 from flux_svc.consuming import Consuming
+from flux_svc.drafts import Arrival
 from flux_svc.servicer import FluxServicer
 
 FLUX_SERVICE = pb.DESCRIPTOR.services_by_name["FluxService"].full_name
@@ -21,7 +22,7 @@ SERVICES = (FLUX_SERVICE, CONSUMER_SERVICE)
 def add_flux(servicer: FluxServicer, consuming: Consuming) -> Callable[[grpc.aio.Server], None]:
     """Registers FluxService. The generated registration cannot: it encodes every response, and here
     responses with events are joined from frames that were encoded when they were stored, and those
-    of publish streams written by hand."""
+    of publish streams written by hand; what those streams bring is kept as bytes."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Publish": grpc.unary_unary_rpc_method_handler(
             servicer.Publish,
@@ -30,7 +31,7 @@ def add_flux(servicer: FluxServicer, consuming: Consuming) -> Callable[[grpc.aio
         ),
         "PublishStream": grpc.stream_stream_rpc_method_handler(
             servicer.PublishStream,
-            request_deserializer=pb.PublishStreamRequest.FromString,
+            request_deserializer=Arrival,
             response_serializer=None,
         ),
         "Subscribe": grpc.unary_stream_rpc_method_handler(

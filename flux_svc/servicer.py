@@ -12,6 +12,7 @@ from aither_sdk.event_rules import MAX_BATCH_EVENTS
 from aither_sdk.rpc_status import to_status
 from aither_sdk.subjects import FilterSet
 from flux_svc import validation
+from flux_svc.drafts import Arrival
 from flux_svc.fanout.audience import Audience
 from flux_svc.fanout.delivery import reason_name
 from flux_svc.fanout.hub import Hub
@@ -51,7 +52,7 @@ class FluxServicer:
         return await self._publishing.publish(request)
 
     async def PublishStream(
-        self, requests: AsyncIterator[pb.PublishStreamRequest], context: Context
+        self, requests: AsyncIterator[Arrival], context: Context
     ) -> AsyncIterator[bytes]:
         async with aclosing(self._publishing.publish_stream(requests)) as responses:
             async for response in responses:

@@ -46,7 +46,7 @@ class EventRules:
         """Raises for the whole batch, `size` being the encoded size of its request: InvalidArgument
         with all violations, ResourceExhausted for size, FailedPrecondition for hops and expiry."""
         self.check_size(events, size)
-        doubtful = self._doubtful(events, size)
+        doubtful = self.doubtful(events, size)
         violations = [v for i in doubtful for v in _violations(events[i], i)]
         if violations:
             raise InvalidArgument.of(violations)
@@ -71,17 +71,19 @@ class EventRules:
                 reason="BATCH_TOO_LARGE",
             )
 
-    def faults(self, events: Sequence[Event], size: int) -> dict[int, AitherError]:
-        """What is wrong with single events of a request of this encoded size, by their index."""
+    def faults(self, events: Sequence[Event], doubtful: Iterable[int]) -> dict[int, AitherError]:
+        """What is wrong with single events, by their index; the doubtful ones alone are looked
+        at."""
         found: dict[int, AitherError] = {}
-        for i in self._doubtful(events, size):
-            violations = _violations(events[i], i)
+        for i in doubtful:
+            event = events[i]
+            violations = _violations(event, i)
             fault = InvalidArgument.of(violations) if violations else None
-            if error := fault or self._state_fault(events[i], i):
+            if error := fault or self._state_fault(event, i):
                 found[i] = error
         return found
 
-    def _doubtful(self, events: Sequence[Event], size: int) -> list[int]:
+    def doubtful(self, events: Sequence[Event], size: int) -> list[int]:
         """Which events need a closer look: hardly ever one."""
         max_hops = self.max_hops
         found = [

@@ -70,13 +70,14 @@ class SdkPublisher(_BytesReady):
         await self._publisher.publish_event(_event(body))
 
     async def batches(self, batches: Sequence[Any]) -> None:
-        for batch in batches:
-            # As a service with many events at hand does: not further ahead than the wire takes.
-            while self._publisher.statistics().buffered_events > IN_FLIGHT_BATCHES * 100:
-                await asyncio.sleep(0)
-            for body in batch:
-                self._publisher.enqueue(_event(body))
-        await self._publisher.flush()
+        left = iter(batches)
+
+        async def send() -> None:
+            for batch in left:
+                payloads = [AnyMessage(type_url=TYPE_URL, value=body) for body in batch]
+                await self._publisher.publish_many(_SUBJECT, payloads)
+
+        await asyncio.gather(*[send() for _ in range(IN_FLIGHT_BATCHES)])
 
 
 class SdkPeer:

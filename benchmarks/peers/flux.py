@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from google.protobuf.any_pb2 import Any
+from google.protobuf.any_pb2 import Any as AnyMessage
 
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import DURABILITY_MEMORY
@@ -20,12 +21,23 @@ from benchmarks.peers.base import Deliver, free_port, server_process
 from flux_svc.logs.sqlite import SqliteLog
 
 _FILLED_AT_ONCE = 4000
+UNDECODED = ", undecoded"
 TYPE_URL = "type.googleapis.com/bench.Body"
 
 
 class FluxBus:
-    def __init__(self, address: str, pid: int, publisher: Publisher, stack: AsyncExitStack) -> None:
+    def __init__(
+        self,
+        address: str,
+        pid: int,
+        publisher: Publisher,
+        stack: AsyncExitStack,
+        *,
+        reads_payloads: bool,
+    ) -> None:
         self.pid = pid
+        self._reads_payloads = reads_payloads
+        self._sending: set[asyncio.Task[None]] = set()
         self._address = address
         self._publisher = publisher
         self._stack = stack
@@ -51,21 +63,35 @@ class FluxBus:
 
     async def _follow(self, number: int, subscriber: Subscriber, deliver: Deliver) -> None:
         async for batch in subscriber.batches():
-            deliver(number, [event.payload.value for event in batch])
+            bodies: Any = batch
+            if self._reads_payloads:
+                bodies = [event.payload.value for event in batch]
+            deliver(number, bodies)
 
     async def publish(self, bodies: Sequence[bytes]) -> None:
-        await self.publish_to([("bench.event", body) for body in bodies])
+        if len(bodies) == 1:
+            await self.publish_to([("bench.event", bodies[0])])
+            return
+        payloads = [AnyMessage(type_url=TYPE_URL, value=body) for body in bodies]
+        # As the others: nobody waits for the answer, how far ahead to go is the caller's to limit.
+        sending = asyncio.create_task(self._send(payloads))
+        self._sending.add(sending)
+        sending.add_done_callback(self._sending.discard)
+        await asyncio.sleep(0)
+
+    async def _send(self, payloads: Sequence[AnyMessage]) -> None:
+        await self._publisher.publish_many("bench.event", payloads)
 
     async def publish_to(self, events: Sequence[tuple[str, bytes]]) -> None:
         """As `publish`, each event on a subject of its own."""
         for subject, body in events:
-            event = new_event(subject, Any(type_url=TYPE_URL, value=body), source="bench")
+            event = new_event(subject, AnyMessage(type_url=TYPE_URL, value=body), source="bench")
             self._publisher.enqueue(event)
 
     async def close(self) -> None:
-        for task in self._tasks:
+        for task in (*self._tasks, *self._sending):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._sending, return_exceptions=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +119,7 @@ async def flux_server(log: str, folder: Path | None = None) -> AsyncIterator[Flu
 async def filled_log(folder: Path, events: int, body: bytes, subjects: int = 1) -> None:
     """Leaves a log of so many events in `folder`, as Flux would have written it."""
     log = await SqliteLog.open(folder)
-    payload = Any(type_url=TYPE_URL, value=body)
+    payload = AnyMessage(type_url=TYPE_URL, value=body)
     try:
         for start in range(0, events, _FILLED_AT_ONCE):
             await log.append(
@@ -115,9 +141,12 @@ async def filled_log(folder: Path, events: int, body: bytes, subjects: int = 1) 
 
 
 class FluxPeer:
-    def __init__(self, log: str) -> None:
-        self.name = f"Aither Flux ({log})"
+    def __init__(self, log: str, *, reads_payloads: bool = True) -> None:
+        """Without `reads_payloads` its subscribers take batches and look at no event: what is
+        handed out are their numbers, in order and without a gap, and bytes to decode."""
+        self.name = f"Aither Flux ({log})" + ("" if reads_payloads else UNDECODED)
         self._log = log
+        self._reads_payloads = reads_payloads
 
     def missing(self) -> str | None:
         return None
@@ -131,7 +160,9 @@ class FluxPeer:
                 server.address, source="bench", buffer_events=200_000, buffer_bytes=2**28
             ) as sender,
         ):
-            bus = FluxBus(server.address, server.pid, sender, stack)
+            bus = FluxBus(
+                server.address, server.pid, sender, stack, reads_payloads=self._reads_payloads
+            )
             try:
                 yield bus
             finally:

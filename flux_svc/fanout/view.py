@@ -73,6 +73,13 @@ class View:
         self._frames.append(frame)
         self._ends.append((self._ends[-1] if self._ends else 0) + len(frame))
 
+    def extend(self, sequences: list[int], frames: list[bytes], ends: list[int]) -> None:
+        """As `append` for several; `ends` is the running total of their bytes alone."""
+        before = self._ends[-1] if self._ends else 0
+        self._sequences += sequences
+        self._frames += frames
+        self._ends += [before + end for end in ends] if before else ends
+
     def trim(self, through: int) -> None:
         """Gives up frames up to and including this sequence. A view that has none of them can still
         serve every position that it could."""

@@ -16,6 +16,7 @@ from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1.consumer_service_pb2 import Consumer, ConsumerState
 
 __all__ = [
+    "BEFORE_ALL",
     "Ability",
     "ConsumerGroups",
     "Delivery",
@@ -23,6 +24,7 @@ __all__ = [
     "News",
     "Opened",
     "Parked",
+    "ParkedKey",
 ]
 
 
@@ -52,17 +54,34 @@ class Delivery(NamedTuple):
     """1 for the first; counts deliveries that ended in a crash of the member or of Flux."""
     deadline_ns: int
     """Wall time at which it is taken back unless acknowledged or extended."""
+    epoch: str = ""
+    """Of the log that the event's sequence belongs to, where that is not the group's own."""
+
+
+class ParkedKey(NamedTuple):
+    """What a parked event is known by: a wiped or replaced log gives its sequences once more."""
+
+    sequence: int
+    epoch: str
+
+
+BEFORE_ALL = ParkedKey(0, "")
+"""Sequences begin with 1."""
 
 
 class Parked(NamedTuple):
     """An event put aside, with the copy that outlives trimming."""
 
-    sequence: int
+    key: ParkedKey
     frame: bytes
     attempts: int
     reason: str
     parked_ns: int
     """Wall time."""
+
+    @property
+    def sequence(self) -> int:
+        return self.key.sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +108,10 @@ class Member(Protocol):
     def opened(self) -> Opened: ...
 
     def credit(self, events: int, bytes: int) -> None:
-        """Adds to what may be delivered. While both kinds are left, an event may go, even where it
-        is larger than the bytes that are left: credit of bytes may go below zero by one event,
-        which later credit has to make good first. So no event is too large to ever be delivered."""
+        """Adds to what may be delivered; neither is below 0. While both kinds are left, an event
+        may go, even where it is larger than the bytes that are left: credit of bytes may go below
+        zero by one event, which later credit has to make good first. So no event is too large to
+        ever be delivered."""
         ...
 
     async def ack(self, ack_ids: Sequence[str]) -> pb.ActionRefused | None:
@@ -137,6 +157,11 @@ class Member(Protocol):
     @property
     def checkpoint(self) -> int:
         """The group's position as far as this node knows, for heartbeats."""
+        ...
+
+    def drain(self) -> None:
+        """It is delivered no more, whatever credit it has or gets; what is on its way still comes,
+        and what it has out is its own as before."""
         ...
 
     async def leave(self, *, broken: bool = False) -> None:
@@ -185,21 +210,23 @@ class ConsumerGroups(Protocol):
     async def seek(self, name: str, position: int) -> int:
         """Deliver events greater than this from now on, durably; what is outstanding is taken back
         and attempts are forgotten. The group belongs to the log's epoch from then on. The parked
-        list stays. Answers the checkpoint."""
+        list stays, with what lies on it of other logs. Answers the checkpoint."""
         ...
 
-    async def list_parked(self, name: str, after: int, limit: int) -> Sequence[Parked]:
-        """Those with a greater sequence than `after`, in order; 4 MiB of frames at most, but one
-        event always fits."""
+    async def list_parked(self, name: str, after: ParkedKey, limit: int) -> Sequence[Parked]:
+        """Those with a greater key than `after`, in order; 4 MiB of frames at most, but one event
+        always fits."""
         ...
 
-    async def replay_parked(self, name: str, sequences: Sequence[int]) -> int:
-        """Takes these (none: all) from the parked list and delivers them again, attempts counted
-        from zero, also where the log has trimmed them. Answers how many there were."""
+    async def replay_parked(self, name: str, sequences: Sequence[int], epoch: str = "") -> int:
+        """Takes these sequences (none: all) of the log with this epoch from the parked list and
+        delivers them again, attempts counted from zero, also where the log has trimmed them.
+        Without an epoch sequences are those of the group's own log, and none are all of every log.
+        Answers how many there were."""
         ...
 
-    async def delete_parked(self, name: str, sequences: Sequence[int]) -> int:
-        """Forgets these (none: all). Answers how many there were."""
+    async def delete_parked(self, name: str, sequences: Sequence[int], epoch: str = "") -> int:
+        """Forgets them; which, as in `replay_parked`. Answers how many there were."""
         ...
 
     async def join(self, name: str, member: str) -> Member:

@@ -16,6 +16,7 @@ from aither.flux.v1.flux_service_pb2 import (
 )
 from aither_sdk.clock import Clock, SystemClock
 from aither_sdk.errors import AitherError, FailedPrecondition
+from flux_svc.drafts import draft
 from flux_svc.logs.base import (
     ANYTHING,
     Ability,
@@ -34,7 +35,7 @@ from flux_svc.logs.base import (
 from flux_svc.logs.faults import log_closed
 from flux_svc.logs.holes import holes
 from flux_svc.logs.tail import Tail
-from flux_svc.sequencer import Sequencer, draft
+from flux_svc.sequencer import Sequencer
 
 SCAN_EVENTS = 4096
 """Events looked at in one read: about 1 ms of the loop."""

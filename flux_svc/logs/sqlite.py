@@ -24,6 +24,7 @@ from aither.flux.v1.flux_service_pb2 import (
     Durability,
 )
 from aither_sdk.clock import Clock, SystemClock
+from flux_svc.drafts import draft
 from flux_svc.logs import sqlite_reader as reader
 from flux_svc.logs.base import (
     ANYTHING,
@@ -44,7 +45,6 @@ from flux_svc.logs.sqlite_jobs import AppendJob, Group, RemoveJob, TakenOut, Tri
 from flux_svc.logs.sqlite_writer import GroupWriter
 from flux_svc.logs.tail import Tail
 from flux_svc.logs.write_queue import WriteQueue
-from flux_svc.sequencer import draft
 
 QUEUE_EVENTS = 65_536
 QUEUE_BYTES = 64 * 2**20

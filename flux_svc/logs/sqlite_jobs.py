@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aither_sdk.errors import AitherError
+from flux_svc.drafts import Draft
 from flux_svc.frames import Record
 from flux_svc.logs.base import Succession
 from flux_svc.logs.sqlite_removal import Step
-from flux_svc.sequencer import Appended, Draft, Expected
+from flux_svc.sequencer import Appended, Expected
 
 
 @dataclass(frozen=True, slots=True)

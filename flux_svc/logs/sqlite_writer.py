@@ -20,7 +20,7 @@ import structlog
 
 from aither_sdk.clock import Clock
 from aither_sdk.errors import AitherError, Internal
-from flux_svc.frames import Record, bytes_of, checksum, newest_of
+from flux_svc.frames import Record, bytes_of, checksums, newest_of
 from flux_svc.logs.faults import log_closed, sqlite_fault
 from flux_svc.logs.sqlite_checkpoints import Checkpoints
 from flux_svc.logs.sqlite_file import OpenedFile
@@ -199,7 +199,7 @@ class GroupWriter:
         self._connection.execute("BEGIN IMMEDIATE")
         if records:
             sequences, recorded_ns, subjects, sources, frames = zip(*records, strict=True)
-            crcs = tuple(map(checksum, frames, sequences))
+            crcs = checksums(frames, sequences)
             self._insert(
                 "INSERT INTO events (sequence, recorded_ns, crc, subject, source, id, frame)",
                 (sequences, recorded_ns, crcs, subjects, sources, ids, frames),

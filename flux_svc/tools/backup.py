@@ -101,7 +101,11 @@ def _rename_epoch(folder: Path, names: list[str]) -> str:
         with _errors(folder / GROUPS_NAME), closing(sqlite3.connect(folder / GROUPS_NAME)) as file:
             # The positions are those of this very copy.
             if any(row[1] == "epoch" for row in file.execute("PRAGMA table_info(groups)")):
-                file.execute("UPDATE groups SET epoch = ? WHERE epoch = ?", (epoch, old))
+                for table in ("groups", "pending", "parked"):
+                    if any(
+                        row[1] == "epoch" for row in file.execute(f"PRAGMA table_info({table})")
+                    ):
+                        file.execute(f"UPDATE {table} SET epoch = ? WHERE epoch = ?", (epoch, old))
                 file.commit()
             _into_one_file(file)
     return epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -89,11 +90,22 @@ def test_parked_events_are_listed_replayed_and_deleted(
     assert capsys.readouterr().out == "deleted 1\n"
     assert run(["consumers", "parked", "aside", "--json", "--flux", flux.address]) == 0
     assert json.loads(capsys.readouterr().out)["event"]["sequence"] == str(third)
-    assert run([*arguments, "--all"]) == 0
+    assert run([*arguments, "--all"]) == 2
+    told = capsys.readouterr().err
+    assert "aside has 1" in told
+    assert "say --yes" in told
+    assert run([*arguments, "--all", "--yes"]) == 0
     assert capsys.readouterr().out == "deleted 1\n"
 
 
-def test_a_group_is_moved_and_deleted(flux: ServiceProcess, capsys: Captured) -> None:
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_group_is_moved_and_deleted(
+    flux: ServiceProcess, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parking(flux, "moved", 1)
     seek = ["consumers", "seek", "moved", "--flux", flux.address]
     assert run([*seek, "--after", "0"]) == 0
@@ -103,7 +115,21 @@ def test_a_group_is_moved_and_deleted(flux: ServiceProcess, capsys: Captured) ->
     for wrong in ([], ["--after", "1", "--at", "2020-01-01"], ["--at", "noon"]):
         assert run([*seek, *wrong]) == 2
         assert capsys.readouterr().err.startswith("aither: ")
-    assert run(["consumers", "delete", "moved", "--flux", flux.address]) == 0
+    delete = ["consumers", "delete", "moved", "--flux", flux.address]
+    assert run(delete) == 2, "nobody can be asked"
+    told = capsys.readouterr().err
+    assert "its checkpoint 0 (" in told
+    assert "1 parked event" in told
+    assert "say --yes" in told
+    for answer, code in (("n\n", 1), ("", 1), ("y\n", 0)):
+        monkeypatch.setattr("sys.stdin", Terminal(answer))
+        assert run(delete) == code
+        err = capsys.readouterr().err
+        assert "Go on? [y/N]" in err
+        assert ("nothing was changed" in err) is bool(code)
+    monkeypatch.undo()
+    parking(flux, "scripted", 1)
+    assert run(["consumers", "delete", "scripted", "--yes", "--flux", flux.address]) == 0
     capsys.readouterr()
     assert run(["consumers", "show", "moved", "--flux", flux.address]) == 1
     assert 'no group "moved"' in capsys.readouterr().err

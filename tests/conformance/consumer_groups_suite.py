@@ -17,7 +17,7 @@ from aither_sdk.errors import (
     OutOfRange,
     Unavailable,
 )
-from flux_svc.groups.base import Ability, ConsumerGroups
+from flux_svc.groups.base import BEFORE_ALL, Ability, ConsumerGroups, ParkedKey
 from flux_svc.logs.base import EventLog
 from tests.conformance.groups_house import (
     LIMIT_S,
@@ -25,6 +25,7 @@ from tests.conformance.groups_house import (
     ack_ids,
     group,
     join,
+    sequence,
     sequences,
     until_checkpoint,
 )
@@ -84,7 +85,7 @@ class ConsumerGroupsSuite:
             groups.delete("work"),
             groups.seek("work", 0),
             groups.update(group(), ["max_deliveries"]),
-            groups.list_parked("work", 0, 1),
+            groups.list_parked("work", BEFORE_ALL, 1),
             groups.replay_parked("work", ()),
             groups.delete_parked("work", ()),
             groups.join("work", "m"),
@@ -253,7 +254,7 @@ class ConsumerGroupsSuite:
         await reader.member.nack([again.ack_id], retry_delay_s=0, reason="it is poison")
         await reader.member.ack([two.ack_id])
         await until_checkpoint(groups, 2)
-        (parked,) = await groups.list_parked("work", 0, 10)
+        (parked,) = await groups.list_parked("work", BEFORE_ALL, 10)
         assert (parked.sequence, parked.attempts, parked.frame) == (1, 2, one.frame)
         assert "it is poison" in parked.reason
         assert (await groups.get("work"))[1].parked_events == 1
@@ -267,18 +268,19 @@ class ConsumerGroupsSuite:
         found = await reader.deliveries(4)
         await reader.member.nack(ack_ids(found), NACK_ACTION_PARK, reason="later")
         await until_checkpoint(groups, 4)
-        assert [one.sequence for one in await groups.list_parked("work", 0, 3)] == [1, 2, 3]
-        assert [one.sequence for one in await groups.list_parked("work", 3, 3)] == [4]
+        listed = await groups.list_parked("work", BEFORE_ALL, 3)
+        assert [one.key for one in listed] == [ParkedKey(n, log.epoch) for n in (1, 2, 3)]
+        assert [one.sequence for one in await groups.list_parked("work", listed[-1].key, 3)] == [4]
         assert await groups.delete_parked("work", [4, 77]) == 1
         await log.trim(5)
         assert await groups.replay_parked("work", [2]) == 1
         (again,) = await reader.deliveries(1)
         assert (sequences([again]), again.attempt) == ([2], 1)
-        assert [one.sequence for one in await groups.list_parked("work", 0, 9)] == [1, 3]
+        assert [one.sequence for one in await groups.list_parked("work", BEFORE_ALL, 9)] == [1, 3]
         await reader.member.ack([again.ack_id])
         assert await groups.replay_parked("work", ()) == 2
         await reader.member.ack(ack_ids(await reader.deliveries(2)))
-        assert list(await groups.list_parked("work", 0, 9)) == []
+        assert list(await groups.list_parked("work", BEFORE_ALL, 9)) == []
 
     async def test_events_that_are_trimmed_are_counted_and_block_nobody(
         self, log: EventLog, groups: ConsumerGroups
@@ -338,6 +340,22 @@ class ConsumerGroupsSuite:
         assert await reader.member.ack(ack_ids(found)) is None
         with pytest.raises(Unavailable):
             await groups.join("work", "late")
+
+    async def test_a_member_that_drains_gets_no_more_and_keeps_what_it_has(
+        self, log: EventLog, groups: ConsumerGroups
+    ) -> None:
+        await log.append(events(1))
+        await groups.create(group())
+        reader, other = await join(groups), await join(groups, events=0)
+        found = await reader.deliveries(1)
+        reader.member.drain()
+        reader.member.credit(1000, 2**30)
+        await reader.member.extend(ack_ids(found))  # what was said before it has been heard by now
+        await log.append(events(2))
+        other.member.credit(9, 2**30)
+        assert sequences(await other.deliveries(2)) == [2, 3]
+        assert await reader.member.ack(ack_ids(found)) is None
+        await until_checkpoint(groups, 1)
 
     async def test_the_state_names_the_members(self, groups: ConsumerGroups) -> None:
         await groups.create(group())
@@ -421,7 +439,7 @@ class ConsumerGroupsSuite:
         assert settings == made
         assert (state.checkpoint_sequence, state.parked_events) == (0, 1)
         assert state.acknowledged_events == 3
-        assert (await groups.list_parked("work", 0, 9))[0].reason == "put aside"
+        assert (await groups.list_parked("work", BEFORE_ALL, 9))[0].reason == "put aside"
         reader = await join(groups)
         assert await reader.until_active() > epoch
         again = await reader.deliveries(2)
@@ -440,6 +458,10 @@ class ConsumerGroupsSuite:
         await log.append(events(3))
         await groups.create(group())
         old = log.epoch
+        reader = await join(groups)
+        before = await reader.deliveries(3)
+        await reader.member.nack(ack_ids(before[:2]), NACK_ACTION_PARK, reason="of old")
+        await until_checkpoint(groups, 2)
         await groups.close()
         await log.close()
         house.wipe_log()
@@ -449,8 +471,33 @@ class ConsumerGroupsSuite:
             await groups.join("work", "m")
         assert caught.value.reason == "EPOCH_MISMATCH"
         assert caught.value.metadata == {"epoch": log.epoch, "consumer_epoch": old}
+        assert (await groups.get("work"))[1].epoch == old
         await groups.seek("work", 0)
+        assert (await groups.get("work"))[1].epoch == log.epoch
+        # What was parked of the old log has the numbers of events of this one, and is not them.
+        assert await groups.replay_parked("work", [1]) == 0
+        assert await groups.replay_parked("work", [1], old) == 1
         reader = await join(groups)
-        assert sequences(await reader.deliveries(2)) == [1, 2]
+        found = await reader.deliveries(3)
+        assert sorted((sequence(one), one.epoch) for one in found) == [(1, ""), (1, old), (2, "")]
+        await reader.member.nack(ack_ids(found), NACK_ACTION_PARK, reason="again")
+        await until_checkpoint(groups, 2)
+        async with asyncio.timeout(LIMIT_S):
+            while (await groups.get("work"))[1].parked_events < 4:
+                await asyncio.sleep(0.01)
+        listed = await groups.list_parked("work", BEFORE_ALL, 9)
+        keys = sorted(ParkedKey(n, epoch) for n in (1, 2) for epoch in (old, log.epoch))
+        assert [one.key for one in listed] == keys
+        assert [one.key for one in await groups.list_parked("work", keys[0], 2)] == keys[1:3]
+        frames = {one.key: one.frame for one in listed}
+        assert frames[ParkedKey(1, old)] == before[0].frame != frames[ParkedKey(1, log.epoch)]
+        assert await groups.delete_parked("work", [2]) == 1
+        await groups.close()
+        await log.close()
+        log, groups = await house.open()
+        keys.remove(ParkedKey(2, log.epoch))
+        assert [one.key for one in await groups.list_parked("work", BEFORE_ALL, 9)] == keys
+        assert await groups.delete_parked("work", [], old) == 2
+        assert await groups.delete_parked("work", []) == 1
         await groups.close()
         await log.close()

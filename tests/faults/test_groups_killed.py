@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ from tests.conformance.groups_house import group
 from tests.processes import ServiceProcess, running
 
 MEMBER = Path(__file__).with_name("group_member.py")
+WORKER = Path(__file__).with_name("group_worker.py")
 MAX_DELIVERIES = 6
 MEMBERS = 3
+STOPS = 5
 SEED = 20_261_121
 LIMIT_S = 30.0
 
@@ -256,12 +259,12 @@ async def test_the_same_over_many_more_kills(tmp_path: Path, seed: int) -> None:
 
 
 class MemberProcess:
-    """`group_member.py`, with what it told."""
+    """`group_member.py` or another `program` like it, with what it told."""
 
-    def __init__(self, flux: ServiceProcess, name: str, handling_s: float) -> None:
+    def __init__(self, flux: ServiceProcess, name: str, handling_s: float, program: Path) -> None:
         self.told: list[dict[str, Any]] = []
         self._process = subprocess.Popen(
-            [sys.executable, str(MEMBER), flux.address, "work", name, str(handling_s)],
+            [sys.executable, str(program), flux.address, "work", name, str(handling_s)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -300,17 +303,35 @@ class MemberProcess:
 
 
 @contextmanager
-def member(flux: ServiceProcess, name: str, handling_s: float = 0.0) -> Iterator[MemberProcess]:
-    process = MemberProcess(flux, name, handling_s)
+def member(
+    flux: ServiceProcess, name: str, handling_s: float = 0.0, program: Path = MEMBER
+) -> Iterator[MemberProcess]:
+    process = MemberProcess(flux, name, handling_s, program)
     try:
         yield process
     finally:
         process.close()
 
 
+async def _works(epoch: int, *members: MemberProcess) -> MemberProcess:
+    """Whichever has begun a handler just now, under a newer epoch."""
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            for one in members:
+                last = one.told[-1] if one.told else {"epoch": 0}
+                if last["epoch"] > epoch and last["kind"] == "begun":
+                    return one
+            await asyncio.sleep(0.01)
+
+
+def _is(told: dict[str, Any], **what: Any) -> bool:
+    return told.items() >= what.items()
+
+
 async def put(flux: ServiceProcess, *subjects: str) -> list[int]:
     async with Publisher(flux.address, source="test") as publisher:
-        return [(await publisher.publish(subject)).sequence for subject in subjects]
+        results = await asyncio.gather(*(publisher.publish(subject) for subject in subjects))
+    return sorted(one.sequence for one in results)
 
 
 @pytest.mark.timeout(120)
@@ -367,6 +388,34 @@ async def test_a_stopped_leader_is_replaced_within_its_lease_and_refused_afterwa
                 assert (state.leader_epoch, state.acknowledged_events) == (taken["epoch"], 1)
 
 
+@pytest.mark.slow
+async def test_a_worker_that_was_stopped_begins_nothing_once_another_leads(tmp_path: Path) -> None:
+    """Judged by the history that both tell, on the one clock of the machine."""
+    with running("flux_svc", tmp_path) as flux:
+        await create(flux, filters=["job.>"], exclusive=True, lease_s=1, max_deliveries=1000)
+        await put(flux, *["job.one"] * 2000)
+        with (
+            member(flux, "one", 0.02, WORKER) as one,
+            member(flux, "two", 0.02, WORKER) as two,
+        ):
+            epoch = 0
+            for _ in range(STOPS):
+                leader = await _works(epoch, one, two)
+                epoch = leader.told[-1]["epoch"]
+                leader.signal(signal.SIGSTOP)
+                await _works(epoch, two if leader is one else one)
+                leader.signal(signal.SIGCONT)
+                await leader.hear(partial(_is, kind="resigned", epoch=epoch))
+        told = sorted(one.told + two.told, key=lambda what: what["at_s"])
+    newest = 0
+    for what in told:
+        if what["kind"] == "begun":
+            assert what["epoch"] >= newest, f"it began after epoch {newest} did: {what}"
+        if what["kind"] != "resigned":
+            newest = max(newest, what["epoch"])
+    assert newest > STOPS
+
+
 @pytest.mark.timeout(120)
 async def test_a_flux_that_was_stopped_takes_no_lease_from_who_kept_talking(
     tmp_path: Path,
@@ -376,7 +425,7 @@ async def test_a_flux_that_was_stopped_takes_no_lease_from_who_kept_talking(
         with member(flux, "leader") as leader:
             told = await leader.hear(lambda one: one["kind"] == "leadership" and one["active"])
             flux.signal(signal.SIGSTOP)
-            await asyncio.sleep(4)
+            await asyncio.sleep(2.8)
             flux.signal(signal.SIGCONT)
             await asyncio.sleep(0.5)
             state = await state_of(flux)

@@ -47,6 +47,28 @@ async def test_excluded_sources_are_left_out() -> None:
     assert len(view) == 1
 
 
+async def test_a_run_of_one_subject_reaches_views_as_its_records_do_one_by_one() -> None:
+    at_once, singly = hub(), hub()
+    for it in (at_once, singly):
+        for excluded in (frozenset[str](), frozenset({"me"})):
+            it.join(FilterSet(["a"]), excluded)
+        it.join(FilterSet([]), frozenset())
+    commits = [
+        records(1, "a", "a", "b", "a", "a", "a", size=3),
+        records(7, "a", "a", source="me", size=5) + records(9, "a", "b", size=7),
+    ]
+    for commit in commits:
+        at_once.commit(commit)
+        for record in commit:
+            singly.commit([record])
+    for excluded in (frozenset[str](), frozenset({"me"})):
+        one, other = (it.join(FilterSet(["a"]), excluded) for it in (at_once, singly))
+        for after in range(11):
+            for most in (1, 10, 16, 1000):
+                assert one.take(after, 100, most, 10) == other.take(after, 100, most, 10)
+    assert len(at_once.join(FilterSet([]), frozenset())) == 10
+
+
 async def test_many_views_of_everything_share_a_bounded_number_of_places() -> None:
     it = hub(max_events=100)
     views = [it.join(FilterSet([]), frozenset({f"source {n}"})) for n in range(500)]

@@ -13,6 +13,7 @@ import pytest
 
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither_sdk.errors import AitherError, ResourceExhausted, Unavailable
+from flux_svc.drafts import Arrival
 from flux_svc.frames import event_of
 from flux_svc.logs.base import EventLog
 from flux_svc.logs.memory import MemoryLog
@@ -24,19 +25,19 @@ from tests.conformance.houses import SqliteHouse
 from tests.conformance.log_house import event
 
 
-def batch(id: str, *, events: int = 1, size: int = 0) -> pb.PublishStreamRequest:
+def batch(id: str, *, events: int = 1, size: int = 0) -> Arrival:
     made = [event(id=f"{id}.{n}") for n in range(events)]
     for one in made:
         one.payload.value = bytes(size)
-    return pb.PublishStreamRequest(events=made)
+    return Arrival(pb.PublishStreamRequest(events=made).SerializeToString())
 
 
-async def sent(*requests: pb.PublishStreamRequest) -> AsyncIterator[pb.PublishStreamRequest]:
+async def sent(*requests: Arrival) -> AsyncIterator[Arrival]:
     for request in requests:
         yield request
 
 
-async def endless(*requests: pb.PublishStreamRequest) -> AsyncIterator[pb.PublishStreamRequest]:
+async def endless(*requests: Arrival) -> AsyncIterator[Arrival]:
     """A client that has sent all and stays."""
     for request in requests:
         yield request
@@ -44,7 +45,7 @@ async def endless(*requests: pb.PublishStreamRequest) -> AsyncIterator[pb.Publis
 
 
 async def failure_of(
-    publishing: Publishing, requests: AsyncIterator[pb.PublishStreamRequest]
+    publishing: Publishing, requests: AsyncIterator[Arrival]
 ) -> tuple[int, AitherError]:
     """How many batches were answered, and what ended the stream."""
     answered = 0
@@ -71,7 +72,7 @@ async def test_nothing_behind_a_batch_that_the_disk_refused_is_stored(tmp_path: 
     publishing = Publishing(log, EventRules(8))
     large = 5
 
-    async def requests() -> AsyncIterator[pb.PublishStreamRequest]:
+    async def requests() -> AsyncIterator[Arrival]:
         yield batch("a")
         while not log.info().last_sequence:
             await asyncio.sleep(0)
@@ -94,7 +95,7 @@ async def test_a_full_write_queue_slows_a_stream_and_keeps_its_order(tmp_path: P
     many = 2 * PIPELINED_BATCHES
     read = 0
 
-    async def requests() -> AsyncIterator[pb.PublishStreamRequest]:
+    async def requests() -> AsyncIterator[Arrival]:
         nonlocal read
         for number in range(many):
             read += 1
@@ -136,7 +137,7 @@ async def test_closing_answers_what_was_sent_and_ends_the_stream() -> None:
 async def test_a_stream_takes_no_more_ahead_than_its_bound() -> None:
     taken = 0
 
-    async def requests() -> AsyncIterator[pb.PublishStreamRequest]:
+    async def requests() -> AsyncIterator[Arrival]:
         nonlocal taken
         for number in range(10 * PIPELINED_BATCHES):
             taken += 1
@@ -190,7 +191,7 @@ async def test_what_is_refused_whole_is_counted(events: int) -> None:
 async def test_events_that_the_log_refuses_are_counted(tmp_path: Path) -> None:
     log = await SqliteLog.open(tmp_path, max_file_bytes=200 * 1024)
     publishing = Publishing(log, EventRules(8))
-    request = pb.PublishRequest(events=batch("a", events=3, size=500_000).events)
+    request = pb.PublishRequest(events=batch("a", events=3, size=500_000).request.events)
     with pytest.raises(ResourceExhausted):
         await publishing.publish(request)
     assert publishing.statistics.refused_events == 3

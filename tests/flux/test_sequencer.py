@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.errors import FailedPrecondition
-from flux_svc.sequencer import Appended, Draft, Expected, Sequencer, draft
+from flux_svc.drafts import Draft, draft
+from flux_svc.sequencer import Appended, Expected, Sequencer
 
 NOW_NS = 1_700_000_000_000_000_000
 

@@ -10,6 +10,7 @@ import pytest
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither_sdk.errors import DataLoss
 from flux_svc.fanout.pacer import Pacer
+from flux_svc.fanout.subscription import SHARED_MOMENTS, heartbeat_due_s
 from tests.conformance.log_house import event, events
 from tests.flux.house import House, in_short, until
 
@@ -195,3 +196,14 @@ async def test_a_drain_in_the_middle_of_a_snapshot_says_to_begin_again() -> None
         house.hub.close()
         last = [message async for message in messages][-1]
     assert (last.closing.reason, last.closing.resume_sequence) == (pb.CLOSING_REASON_DRAINING, 0)
+
+
+def test_heartbeats_are_never_late_and_share_their_moments() -> None:
+    moments = set()
+    for number in range(1000):
+        sent_s = 5000 + number * 0.015
+        due_s = heartbeat_due_s(sent_s, 15)
+        assert 0 <= sent_s + 15 - due_s < 1
+        assert heartbeat_due_s(due_s + 0.01, 15) == due_s + 15, "and then they keep the beat"
+        moments.add(due_s)
+    assert len(moments) <= SHARED_MOMENTS + 1

@@ -20,7 +20,7 @@ from aither_sdk.errors import (
     Unavailable,
     Unimplemented,
 )
-from aither_sdk.events import handling, new_event
+from aither_sdk.events import fields_of, handling, new_event
 from aither_sdk.publisher import Publisher
 from tests.sdk.flux_stub import Break, FluxStub, HalfClose, Hang, Misanswer, made
 
@@ -534,3 +534,94 @@ async def test_who_waited_behind_one_that_gave_up_comes_in(flux: FluxStub) -> No
             await large
         with pytest.raises(DeadlineExceeded):  # it was let in, and only Flux is late
             await small
+
+
+async def test_many_are_published_in_order_and_share_what_they_have_in_common(
+    flux: FluxStub,
+) -> None:
+    async with Publisher(flux.address, source="me", batch_events=64) as publisher:
+        cause = new_event("a", source="other", correlation_id="order-7")
+        with handling(cause):
+            results = await publisher.publish_many(
+                "a.b", [{"n": n} for n in range(150)], headers={"k": "v"}
+            )
+            alone = await publisher.publish_many("a.c", [None], ids=["mine"])
+        assert await publisher.publish_many("a.b", []) == []
+        statistics = publisher.statistics()
+    assert [result.sequence for result in results] == list(range(1, 151))
+    assert [result.sequence for result in alone] == [151]
+    assert [fields_of(event)["n"] for event in flux.log[:150]] == list(range(150))
+    assert len(set(flux.ids)) == 151
+    assert flux.ids[150] == "mine"
+    for event in flux.log[:150]:
+        assert event.HasField("time")
+        like = new_event(
+            "a.b",
+            event.payload,
+            source="me",
+            id=event.id,
+            time=event.time,
+            headers={"k": "v"},
+            cause=cause,
+        )
+        like.sequence = event.sequence
+        assert event == like
+    assert statistics.published == 151
+    assert statistics.buffered_events == statistics.buffered_bytes == 0
+
+
+async def test_of_many_those_that_are_refused_are_told_and_the_others_are_stored(
+    flux: FluxStub,
+) -> None:
+    flux.refusals["2"] = FailedPrecondition("no", reason="EXPIRED")
+    async with Publisher(flux.address, source="me") as publisher:
+        with pytest.raises(FailedPrecondition, match="1 of 4 events") as told:
+            await publisher.publish_many("a.b", [None] * 4, ids=["1", "2", "3", "4"])
+        assert told.value.reason == "EXPIRED"
+        flux.refusals.clear()
+        again = await publisher.publish_many("a.b", [None] * 4, ids=["1", "2", "3", "4"])
+        statistics = publisher.statistics()
+    assert flux.ids == ["1", "3", "4", "2"]
+    assert [result.duplicate for result in again] == [True, False, True, True]
+    assert (statistics.published, statistics.refused, statistics.duplicates) == (4, 1, 3)
+
+
+async def test_many_that_break_the_contract_are_not_sent(flux: FluxStub) -> None:
+    async with Publisher(flux.address, source="me") as publisher:
+        with pytest.raises(InvalidArgument, match="subject"):
+            await publisher.publish_many("A B", [None])
+        with pytest.raises(InvalidArgument, match=r"ids\[1\]"):
+            await publisher.publish_many("a", [None, None], ids=["x", ""])
+        with pytest.raises(InvalidArgument, match="1 ids for 2 payloads"):
+            await publisher.publish_many("a", [None, None], ids=["x"])
+        with pytest.raises(InvalidArgument, match="payload"):
+            await publisher.publish_many("a", [{"n": object()}])
+    with pytest.raises(FailedPrecondition, match="closed"):
+        await publisher.publish_many("a", [None])
+    assert flux.log == []
+
+
+async def test_many_are_sent_again_after_a_break_and_stored_once(flux: FluxStub) -> None:
+    flux.publish_script += [Break(stored=True), Break()]
+    async with Publisher(flux.address, source="me", batch_events=10) as publisher:
+        results = await publisher.publish_many("a", [{"n": n} for n in range(35)])
+        retried = publisher.statistics().retried
+    assert [fields_of(event)["n"] for event in flux.log] == list(range(35))
+    assert [result.sequence for result in results] == list(range(1, 36))
+    assert retried >= 20
+    assert retried % 5 == 0, "parcels are whole"
+
+
+async def test_many_whose_publisher_gives_up_are_taken_back_where_they_were_not_sent(
+    flux: FluxStub,
+) -> None:
+    flux.publish_script += [Hang()]
+    async with Publisher(
+        flux.address, source="me", batch_events=10, batches_in_flight=1, close_timeout_s=0.1
+    ) as publisher:
+        many = asyncio.create_task(publisher.publish_many("a", [None] * 30))
+        await flux.received.wait()
+        many.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await many
+        assert publisher.statistics().buffered_events == 10

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
 import pytest
 
+from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import (
     CLOSING_REASON_DRAINING,
     CLOSING_REASON_STOP_REACHED,
@@ -22,6 +23,7 @@ from aither.flux.v1.flux_service_pb2 import (
     SubscribeRequest,
     SubscribeResponse,
 )
+from aither_sdk.arriving import Events
 from aither_sdk.errors import (
     AitherError,
     DataLoss,
@@ -124,6 +126,27 @@ async def test_batches_come_as_they_were_sent(flux: FluxStub) -> None:
         assert len(await anext(batches)) == 1
         assert subscriber.position.sequence == 3
         assert subscriber.statistics().handled == 3
+
+
+async def test_batches_that_nobody_looks_into_are_not_decoded(
+    flux: FluxStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = 0
+
+    def look(events: Events) -> Sequence[Event]:
+        nonlocal looked
+        looked += 1
+        return decode(events)
+
+    decode = Events._all
+    monkeypatch.setattr(Events, "_all", look)
+    flux.scenes.append(scene(flux.started(), events(1, 2, 3), events(5, 9), events(10)))
+    async with Subscriber(flux.address) as subscriber:
+        batches = subscriber.batches()
+        assert [len(await anext(batches)) for _ in range(2)] == [3, 2]
+        assert looked == 0
+        assert [event.id for event in await anext(batches)] == ["e10"]
+        assert (subscriber.position.sequence, looked) == (9, 1)
 
 
 async def test_change_between_events_and_batches_leaves_nothing_out(flux: FluxStub) -> None:

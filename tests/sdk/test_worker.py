@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from aither.flux.v1.event_pb2 import Event
+from aither.flux.v1.flux_service_pb2 import ConsumeResponse, Delivery
 from aither_sdk.consumers import new_consumer
 from aither_sdk.errors import (
     AlreadyExists,
@@ -19,6 +20,7 @@ from aither_sdk.errors import (
 )
 from aither_sdk.events import current_event, new_event
 from aither_sdk.worker import Park, Retry, Worker, WorkerState, current_delivery
+from tests.clock import FakeClock
 from tests.sdk.flux_stub import made
 from tests.sdk.group_stub import GroupStub
 
@@ -514,6 +516,38 @@ async def test_leader_that_is_cut_off_gives_up_before_its_lease_ends_at_flux(
         flux.deaf = False
         await until(lambda: worker.leading)  # joined anew
     assert told[:3] == [True, False, True]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_no_handler_begins_after_a_stop_in_which_the_lease_ran_out(
+    flux: GroupStub, waits: bool
+) -> None:
+    """The first thing that happens after the stop is that a place is free, or that an event comes;
+    the leases were not looked at yet."""
+    clock, led, go = FakeClock(), [], asyncio.Event()
+
+    async def handle(event: Event) -> None:
+        led.append((event.sequence, worker.leading))
+        await go.wait()
+
+    concurrency = 1 if waits else 2
+    async with Worker(
+        flux.address, LEADERS, handle, concurrency=concurrency, prefetch_events=1, clock=clock
+    ) as worker:
+        flux.add(*jobs(2 if waits else 1))
+        await until(lambda: worker.statistics().received == (2 if waits else 1) and led)
+        clock.advance(5)
+        if waits:
+            go.set()
+        else:
+            delivery = Delivery(ack_id="late", event=flux.tasks[1].event, attempt=1)
+            delivery.event.sequence = 2
+            worker._membership.heard(ConsumeResponse(deliveries=[delivery]))
+            go.set()
+        await until(lambda: worker.leader_epoch == 2)
+        await until(lambda: len(flux.acked) == (2 if waits else 1))
+    assert len(led) >= 2
+    assert all(leading for _, leading in led), led
 
 
 async def test_broken_stream_does_not_end_leadership_within_the_lease(flux: GroupStub) -> None:

@@ -19,7 +19,13 @@ async def test_a_handler_that_is_cancelled_before_its_first_step_gives_its_place
         handled.append(event.sequence)
 
     handlers = Handlers(
-        "work", handle, 1, (), None, lambda lease, verdict: ended.append((lease.sequence, verdict))
+        "work",
+        handle,
+        1,
+        (),
+        None,
+        lambda _: True,
+        lambda lease, verdict: ended.append((lease.sequence, verdict)),
     )
     handlers.open()
     first, second = lease(1), lease(2)

@@ -226,18 +226,18 @@ async def test_stopped_leader_is_replaced_and_knows_it_when_it_goes_on(
             await heir.until_started(timeout_s=20)
             suspend(leader.pid)
             await until(lambda: heir.leading)
-            taken_over = time.time()
+            taken_over, epoch = time.time(), heir.leader_epoch
             os.kill(leader.pid, signal.SIGCONT)
             lines = said.read_text().count("\n")
             await until(lambda: said.read_text().count("\n") > lines + 20)
-            assert heir.leading
     finally:
         os.kill(leader.pid, signal.SIGKILL)
         leader.wait(10)
     told = [line.split() for line in said.read_text().splitlines() if line.startswith("at ")]
-    after = [words[2] for words in told if float(words[1]) > taken_over]
+    after = [(words[2], int(words[3])) for words in told if float(words[1]) > taken_over]
     assert len(after) > 10
-    assert "True" not in after
+    # On a machine that starves the heir it may lead anew, never by what it had.
+    assert not [one for one in after if one[0] == "True" and one[1] < epoch]
 
 
 async def test_flux_killed_under_its_workers_loses_no_work(tmp_path: Path) -> None:

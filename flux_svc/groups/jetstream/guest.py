@@ -12,7 +12,7 @@ from typing import Any
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1.consumer_service_pb2 import Consumer, ConsumerState
 from aither_sdk.errors import AitherError, Unavailable
-from flux_svc.groups.base import Delivery, News, Opened, Parked
+from flux_svc.groups.base import Delivery, News, Opened, Parked, ParkedKey
 from flux_svc.groups.jetstream.link import Link
 from flux_svc.groups.jetstream.parcel import Parcel, error_of
 from flux_svc.groups.jetstream.store import moved
@@ -66,20 +66,20 @@ class RemoteGroups:
     async def seek(self, name: str, position: int) -> int:
         return await self._count("seek", name=name, position=position)
 
-    async def list_parked(self, name: str, after: int, limit: int) -> Sequence[Parked]:
+    async def list_parked(self, name: str, after: ParkedKey, limit: int) -> Sequence[Parked]:
         answer = await self.call("list_parked", name=name, after=after, limit=limit)
         return [
-            Parked(sequence, frame, attempts, reason, parked_ns)
-            for (sequence, attempts, reason, parked_ns), frame in zip(
+            Parked(ParkedKey(*key), frame, attempts, reason, parked_ns)
+            for (key, attempts, reason, parked_ns), frame in zip(
                 answer.values["rows"], answer.blobs, strict=True
             )
         ]
 
-    async def replay_parked(self, name: str, sequences: Sequence[int]) -> int:
-        return await self._count("replay_parked", name=name, sequences=[*sequences])
+    async def replay_parked(self, name: str, sequences: Sequence[int], epoch: str = "") -> int:
+        return await self._count("replay_parked", name=name, sequences=[*sequences], epoch=epoch)
 
-    async def delete_parked(self, name: str, sequences: Sequence[int]) -> int:
-        return await self._count("delete_parked", name=name, sequences=[*sequences])
+    async def delete_parked(self, name: str, sequences: Sequence[int], epoch: str = "") -> int:
+        return await self._count("delete_parked", name=name, sequences=[*sequences], epoch=epoch)
 
     async def join(self, name: str, member: str) -> RemoteMember:
         number = next(self._numbers)
@@ -187,6 +187,9 @@ class RemoteMember:
     def heartbeat(self) -> None:
         self._groups.say(member=self._number, beat=True)
 
+    def drain(self) -> None:
+        self._groups.say(member=self._number, drain=True)
+
     async def receive(self) -> News:
         while not self._news:
             if self._failure is not None:
@@ -225,8 +228,8 @@ def _news_of(parcel: Parcel) -> News:
     if kind == "Closing":
         return pb.Closing.FromString(parcel.blobs[0])
     return tuple(
-        Delivery(ack_id, frame, attempt, deadline_ns)
-        for (ack_id, attempt, deadline_ns), frame in zip(
+        Delivery(ack_id, frame, attempt, deadline_ns, epoch)
+        for (ack_id, attempt, deadline_ns, epoch), frame in zip(
             parcel.values["rows"], parcel.blobs, strict=True
         )
     )

@@ -12,7 +12,7 @@ import structlog
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1.consumer_service_pb2 import Consumer
 from aither_sdk.errors import AitherError, Internal
-from flux_svc.groups.base import ConsumerGroups, Member, News
+from flux_svc.groups.base import ConsumerGroups, Member, News, ParkedKey
 from flux_svc.groups.jetstream.link import Link
 from flux_svc.groups.jetstream.parcel import Parcel, Piece, packed_error
 from flux_svc.groups.jetstream.store import moved
@@ -132,6 +132,8 @@ class _Guest:
             return
         elif "credit" in values:
             seat.member.credit(*values["credit"])
+        elif "drain" in values:
+            seat.member.drain()
         elif "received" in values:
             seat.room.release()
         else:
@@ -178,8 +180,9 @@ class _Guest:
             found = await groups.list(values["after"], values["limit"])
             return Parcel({}, [one.SerializeToString() for one in found])
         if verb == "list_parked":
-            rows = await groups.list_parked(values["name"], values["after"], values["limit"])
-            told = [[one.sequence, one.attempts, one.reason, one.parked_ns] for one in rows]
+            after = ParkedKey(*values["after"])
+            rows = await groups.list_parked(values["name"], after, values["limit"])
+            told = [[one.key, one.attempts, one.reason, one.parked_ns] for one in rows]
             return Parcel({"rows": told}, [one.frame for one in rows])
         return Parcel({"answer": await self._counted(values)})
 
@@ -191,9 +194,9 @@ class _Guest:
         if verb == "seek":
             return await groups.seek(name, values["position"])
         if verb == "replay_parked":
-            return await groups.replay_parked(name, values["sequences"])
+            return await groups.replay_parked(name, values["sequences"], values["epoch"])
         if verb == "delete_parked":
-            return await groups.delete_parked(name, values["sequences"])
+            return await groups.delete_parked(name, values["sequences"], values["epoch"])
         raise Internal(f'no "{verb}" among groups; do all nodes run one version of Flux?')
 
     async def _act(self, values: dict[str, Any]) -> Parcel:
@@ -257,5 +260,5 @@ class _Seat:
 def _told(news: News, values: dict[str, Any]) -> Parcel:
     if isinstance(news, pb.LeaseLost | pb.Leadership | pb.Closing):
         return Parcel({**values, "told": type(news).__name__}, [news.SerializeToString()])
-    rows = [[one.ack_id, one.attempt, one.deadline_ns] for one in news]
+    rows = [[one.ack_id, one.attempt, one.deadline_ns, one.epoch] for one in news]
     return Parcel({**values, "rows": rows}, [one.frame for one in news])

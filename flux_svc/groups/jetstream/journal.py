@@ -13,8 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flux_svc.groups.local.store import Change, Header, PendingRow
+from flux_svc.groups.base import ParkedKey
+from flux_svc.groups.jetstream.place import Kept
+from flux_svc.groups.local.store import Change, Header, PendingRow, RowKey
 
+VERSION = 2
+"""Of entries: 1 knew parked events by their sequence alone, which after a seek into another log is
+that of an event there as well."""
 KEPT_ENTRIES = 512
 """More of them are made fewer."""
 _CARRIED_ROWS = 256
@@ -27,10 +32,11 @@ class Book:
     """One group as its journal tells it, and where each thing stands in the stream."""
 
     header: Header | None = None
-    rows: OrderedDict[int, tuple[PendingRow, int]] = field(default_factory=OrderedDict)
-    """Sequence -> row and the entry of its last writing; the oldest writing first."""
-    parked: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """Sequence -> where the copy stands in the stream, and bytes of its frame."""
+    rows: OrderedDict[RowKey, tuple[PendingRow, int]] = field(default_factory=OrderedDict)
+    """Row and the entry of its last writing; the oldest writing first."""
+    parked: dict[ParkedKey, Kept] = field(default_factory=dict)
+    bare_epoch: str = ""
+    """Of the log that copies belong to whose subjects name none; every entry tells it on."""
     deleted_at: int = 0
     """The entry that said so; what stands before it belonged to another group of this name."""
     entries: deque[int] = field(default_factory=deque)
@@ -47,12 +53,22 @@ class Book:
         if entry["more"]:
             return
         parts, self._parts = self._parts, []
+        if entry.get("version", 1) == 1:
+            epoch = entry["header"][1]
+            parts = [(_brought_up(part, epoch), place) for part, place in parts]
         for part, place in parts:
             self._apply(part, place)
 
     def write(self, bodies: Sequence[bytes], places: Sequence[int]) -> None:
         for body, at in zip(bodies, places, strict=True):
             self.read(body, at)
+
+    def found(self, copies: Sequence[Kept]) -> None:
+        """Those that are on the parked list; what stands before `deleted_at` is not."""
+        for kept in copies:
+            sequence, _, epoch = kept.subject.partition(".")
+            if kept.at > self.deleted_at:
+                self.parked[ParkedKey(int(sequence), epoch or self.bare_epoch)] = kept
 
     def old_rows(self) -> list[PendingRow]:
         """What keeps old entries needed, when they are many."""
@@ -87,28 +103,32 @@ class Book:
             return
         if entry.get("clear"):
             self.rows.clear()
-        for sequence in entry.get("done", ()):
-            self.rows.pop(sequence, None)
-        for row in entry.get("rows", ()):
-            self.rows[row[0]] = PendingRow(*row), at
-            self.rows.move_to_end(row[0])
+        for told in entry.get("done", ()):
+            self.rows.pop(_key(told), None)
+        for told, *rest in entry.get("rows", ()):
+            key = _key(told)
+            self.rows[key] = PendingRow(key, *rest), at
+            self.rows.move_to_end(key)
         if "header" in entry:
             settings, *rest = entry["header"]
             self.header = Header(b64decode(settings), *rest)
+            self.bare_epoch = entry["bare_epoch"]
 
 
 def bodies_of(
-    change: Change, header: Header, carried: Sequence[PendingRow], id: str
+    change: Change, header: Header, bare_epoch: str, carried: Sequence[PendingRow], id: str
 ) -> list[bytes]:
     """The entries of a change: several where it is large, and only with the last it counts."""
-    told = {row.sequence for row in change.pending} | set(change.done)
-    rows = [] if change.clear_pending else [one for one in carried if one.sequence not in told]
+    told = {row.key for row in change.pending} | set(change.done)
+    rows = [] if change.clear_pending else [one for one in carried if one.key not in told]
     rows += change.pending
     parts = list(_parts(rows)) or [[]]
     made: list[dict[str, Any]] = [{"id": id, "more": True, "rows": part} for part in parts]
     made[0] |= {"clear": change.clear_pending, "done": change.done}
     made[-1] |= {
         "more": False,
+        "version": VERSION,
+        "bare_epoch": bare_epoch,
         "deleted": change.delete,
         "header": [
             b64encode(header.settings).decode(),
@@ -121,6 +141,20 @@ def bodies_of(
         ],
     }
     return [json.dumps(one, separators=(",", ":")).encode() for one in made]
+
+
+def _brought_up(entry: dict[str, Any], epoch: str) -> dict[str, Any]:
+    """An entry of version 1, of a group that stood in this log."""
+    rows = [
+        [[sequence, epoch] if replayed else sequence, attempts, due_ns, reason]
+        for sequence, attempts, due_ns, replayed, reason in entry.get("rows", ())
+    ]
+    done = [key for sequence in entry.get("done", ()) for key in (sequence, [sequence, epoch])]
+    return {**entry, "rows": rows, "done": done, "bare_epoch": epoch}
+
+
+def _key(told: int | list[Any]) -> RowKey:
+    return told if isinstance(told, int) else ParkedKey(*told)
 
 
 def _parts(rows: Sequence[PendingRow]) -> Iterator[list[PendingRow]]:

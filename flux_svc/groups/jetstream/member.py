@@ -11,8 +11,6 @@ from aither_sdk.errors import AitherError
 from flux_svc.groups.base import Member, News, Opened
 from flux_svc.groups.jetstream.store import moved
 
-_ALL = 2**62
-
 
 class SharedMember:
     """Made by `JetStreamGroups.join`. `valid` tells whether what `inner` says may be believed."""
@@ -38,8 +36,7 @@ class SharedMember:
         return self._inner.checkpoint
 
     def credit(self, events: int, bytes: int) -> None:
-        if not self._draining:
-            self._inner.credit(events, bytes)
+        self._inner.credit(events, bytes)
 
     async def ack(self, ack_ids: Sequence[str]) -> pb.ActionRefused | None:
         self._check()
@@ -90,7 +87,7 @@ class SharedMember:
 
     def drain(self) -> None:
         """Takes no more; what is on its way still comes."""
-        self._inner.credit(-_ALL, 0)
+        self._inner.drain()
         self._draining = True
         self._changed.set()
 

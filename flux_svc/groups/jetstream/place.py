@@ -39,6 +39,16 @@ class Fence(NamedTuple):
     """Empty: nobody; it left in peace."""
 
 
+class Kept(NamedTuple):
+    """One parked copy."""
+
+    subject: str
+    """The end of it: "SEQUENCE.EPOCH", or "SEQUENCE" from the first version of Flux."""
+    at: int
+    """Where it stands in the stream."""
+    frame_bytes: int
+
+
 class Place:
     """Where things stand in the stream. Raises StreamRefused and Unavailable LOG_UNREACHABLE."""
 
@@ -52,8 +62,9 @@ class Place:
     def journal(self, group: str) -> str:
         return f"{self.stream}.j.{group}"
 
-    def parked(self, group: str, sequence: int | str) -> str:
-        return f"{self.stream}.p.{group}.{sequence}"
+    def parked(self, group: str, key: str) -> str:
+        """`key` is `Kept.subject`; ">" stands for all of them."""
+        return f"{self.stream}.p.{group}.{key}"
 
     async def make(self, wire: Wire) -> None:
         """Makes the stream where it is missing. Raises FailedPrecondition STREAM_NOT_OURS."""
@@ -132,10 +143,9 @@ class Place:
             retry_after_s=0.5,
         )
 
-    async def copies(self, wire: Wire, fence: int) -> dict[str, dict[int, tuple[int, int]]]:
-        """What lies on the parked lists before this fence: group -> sequence -> where its copy
-        stands, and bytes of its frame."""
-        found: dict[str, dict[int, tuple[int, int]]] = {}
+    async def copies(self, wire: Wire, fence: int) -> dict[str, list[Kept]]:
+        """What lies on the parked lists before this fence, by group."""
+        found: dict[str, list[Kept]] = {}
         seen: list[int] = []
 
         def take(message: Message) -> None:
@@ -144,9 +154,9 @@ class Place:
                 seen.append(at)
                 return
             headers = message.headers or {}
-            _, _, group, sequence = message.subject.split(".")
+            _, _, group, subject = message.subject.split(".", 3)
             if FRAME_BYTES in headers:
-                found.setdefault(group, {})[int(sequence)] = at, int(headers[FRAME_BYTES])
+                found.setdefault(group, []).append(Kept(subject, at, int(headers[FRAME_BYTES])))
 
         which = {
             "deliver_policy": "last_per_subject",

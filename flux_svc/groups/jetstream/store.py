@@ -18,9 +18,9 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from aither_sdk.errors import AitherError, Unavailable
-from flux_svc.groups.base import Parked
+from flux_svc.groups.base import Parked, ParkedKey
 from flux_svc.groups.jetstream.journal import Book, bodies_of
-from flux_svc.groups.jetstream.place import FRAME_BYTES, ROLLUP, Place
+from flux_svc.groups.jetstream.place import FRAME_BYTES, ROLLUP, Kept, Place
 from flux_svc.groups.local.store import Change, Header, PendingRow, Stored
 from flux_svc.logs.jetstream_faults import WRONG_LAST_SEQUENCE, StreamRefused, fault_of
 from flux_svc.logs.jetstream_messages import header_bytes
@@ -65,11 +65,7 @@ class JetStreamStore:
         for name, book in books.items():
             if book.header is None:
                 continue
-            book.parked = {
-                sequence: copy
-                for sequence, copy in copies.get(name, {}).items()
-                if copy[0] > book.deleted_at
-            }
+            book.found(copies.get(name, ()))
             self._books[name] = book
         return {name: _stored(book) for name, book in self._books.items()}
 
@@ -82,10 +78,10 @@ class JetStreamStore:
         task.add_done_callback(self._writing.discard)
         await asyncio.shield(task)
 
-    async def parked(self, name: str, sequences: Sequence[int], *, max_bytes: int) -> list[Parked]:
+    async def parked(self, name: str, keys: Sequence[ParkedKey], *, max_bytes: int) -> list[Parked]:
         book = self._books.get(name, Book())
-        known = [one for one in sequences if one in book.parked]
-        chosen: list[int] = []
+        known = [one for one in keys if one in book.parked]
+        chosen: list[ParkedKey] = []
         size = 0
         for sequence in known:
             size += book.parked[sequence][1]
@@ -136,7 +132,7 @@ class JetStreamStore:
 
     async def _note(self, book: Book, change: Change, header: Header) -> None:
         id = f"{self._writer}{next(self._changes):x}"
-        bodies = bodies_of(change, header, book.old_rows(), id)
+        bodies = bodies_of(change, header, book.bare_epoch or header.epoch, book.old_rows(), id)
         subject = self._place.journal(change.name)
         places = [
             int((await self._wire.post(subject, body, self._behind))["seq"]) for body in bodies
@@ -148,7 +144,7 @@ class JetStreamStore:
         self._books.pop(name, None)
         place, at = self._place, book.deleted_at
         with suppress(StreamRefused, AitherError):
-            await place.purge(self._wire, place.parked(name, "*"), at)
+            await place.purge(self._wire, place.parked(name, ">"), at)
             await place.purge(self._wire, place.journal(name), at)
             await place.delete(self._wire, at)
 
@@ -166,30 +162,31 @@ class JetStreamStore:
         while len(quote(reason)) > max(0, room):
             reason = reason[: len(reason) // 2]
         headers[_REASON] = quote(reason)
-        subject = self._place.parked(name, one.sequence)
-        answer = await self._wire.post(subject, one.frame, headers)
-        book.parked[one.sequence] = int(answer["seq"]), len(one.frame)
+        before = book.parked.get(one.key)
+        end = f"{one.sequence}.{one.key.epoch}" if before is None else before.subject
+        answer = await self._wire.post(self._place.parked(name, end), one.frame, headers)
+        book.parked[one.key] = Kept(end, int(answer["seq"]), len(one.frame))
 
-    async def _unpark(self, book: Book, name: str, sequence: int) -> None:
+    async def _unpark(self, book: Book, name: str, key: ParkedKey) -> None:
         """An empty message takes the copy's place, then goes itself."""
-        subject = self._place.parked(name, sequence)
+        subject = self._place.parked(name, book.parked[key].subject)
         answer = await self._wire.post(subject, b"", {**self._behind, **ROLLUP})
-        book.parked.pop(sequence, None)
+        book.parked.pop(key, None)
         with suppress(StreamRefused, AitherError):
             await self._place.delete(self._wire, int(answer["seq"]))
 
-    async def _copy(self, book: Book, sequence: int) -> Parked | None:
+    async def _copy(self, book: Book, key: ParkedKey) -> Parked | None:
         for _ in range(_TRIES):
-            if sequence not in book.parked:
+            if key not in book.parked:
                 return None
             try:
-                found = await self._place.message(self._wire, book.parked[sequence][0])
+                found = await self._place.message(self._wire, book.parked[key].at)
             except StreamRefused as refused:
                 raise fault_of(refused, self._place.stream) from refused
             if found is not None:
                 headers = found.headers or {}
                 return Parked(
-                    sequence,
+                    key,
                     found.data,
                     int(headers[_ATTEMPTS]),
                     unquote(headers.get(_REASON, "")),
@@ -197,8 +194,8 @@ class JetStreamStore:
                 )
             await asyncio.sleep(_BEHIND_S)
         raise Unavailable(
-            f"the replicas of the groups' stream lack the copy of event {sequence}; repeat in a "
-            "moment",
+            f"the replicas of the groups' stream lack the copy of event {key.sequence}; repeat in "
+            "a moment",
             reason="LOG_BEHIND",
             retry_after_s=0.5,
         )
@@ -217,14 +214,16 @@ def _stored(book: Book) -> Stored:
     assert book.header is not None
     rows: list[PendingRow] = []
     for row, at in book.rows.values():
-        copy = book.parked.get(row.sequence)
-        if row.replayed and copy is None:
-            continue  # let go, for it was done
-        if not row.replayed and copy is not None and copy[0] > at:
-            continue  # parked
+        if isinstance(row.key, ParkedKey):
+            if row.key not in book.parked:
+                continue  # let go, for it was done
+        else:
+            copy = book.parked.get(ParkedKey(row.key, book.header.epoch))
+            if copy is not None and copy.at > at:
+                continue  # parked
         rows.append(row)
-    sizes = {sequence: size for sequence, (_, size) in book.parked.items()}
-    return Stored(book.header, sorted(rows), sizes)
+    sizes = {key: kept.frame_bytes for key, kept in book.parked.items()}
+    return Stored(book.header, sorted(rows, key=lambda row: row.sequence), sizes)
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import structlog
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from aither.flux.v1 import flux_service_pb2 as pb
-from aither.flux.v1.consumer_service_pb2 import Consumer, ConsumerMember, ConsumerState
+from aither.flux.v1.consumer_service_pb2 import Consumer, ConsumerState
 from aither_sdk.clock import Clock
 from aither_sdk.errors import (
     AitherError,
@@ -26,12 +24,15 @@ from aither_sdk.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from flux_svc.groups.base import Delivery, Opened, Parked
+from flux_svc.groups.base import Delivery, Opened, Parked, ParkedKey
+from flux_svc.groups.local.aside import key_of
+from flux_svc.groups.local.commands import Commands
 from flux_svc.groups.local.core import GroupCore
 from flux_svc.groups.local.member import LocalMember
 from flux_svc.groups.local.reading import Reading
+from flux_svc.groups.local.standing import state_of
 from flux_svc.groups.local.store import Change, GroupStore, PendingRow, Stored
-from flux_svc.groups.local.table import Lease, Seat
+from flux_svc.groups.local.table import Entry, Lease, Seat
 from flux_svc.groups.settings import rules_of
 from flux_svc.logs.base import EventLog
 
@@ -70,9 +71,8 @@ class LocalGroup:
         self._log = log
         self._store = store
         self._members: dict[Seat, LocalMember] = {}
-        self._commands: deque[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]]] = deque()
-        """Bounded by the calls of ConsumerService that the server takes at once."""
         self._wake = asyncio.Event()
+        self._commands = Commands(self._wake.set)
         self._end: int = log.info().last_sequence
         """Of the log."""
         self._blocked_until_s = float("-inf")
@@ -113,7 +113,7 @@ class LocalGroup:
             )
         seat = Seat(member, self.clock.time_ns(), self.clock.monotonic())
         self.core.join(seat)
-        epoch = self.core.leader_epoch if self.core.rules.exclusive else 0
+        epoch = self.core.leading.epoch if self.core.rules.exclusive else 0
         joined = LocalMember(self, seat, Opened(self.core.epoch, self.core.checkpoint, epoch))
         self._members[seat] = joined
         self._wake.set()
@@ -125,20 +125,7 @@ class LocalGroup:
             self._wake.set()
 
     def state(self, *, members: bool = True) -> ConsumerState:
-        core = self.core
-        here = core.epoch == self._log.epoch
-        return ConsumerState(
-            checkpoint_sequence=core.checkpoint,
-            lag_events=max(0, self._end - core.checkpoint) if here else 0,
-            outstanding_events=core.outstanding,
-            parked_events=core.parked_events,
-            retrying_events=core.retrying,
-            leader_epoch=core.leader_epoch,
-            delivered_events=core.delivered,
-            acknowledged_events=core.acknowledged,
-            missed_events=core.missed,
-            members=[self._shown(seat) for seat in core.seats] if members else [],
-        )
+        return state_of(self.core, log_epoch=self._log.epoch, log_end=self._end, members=members)
 
     def drain(self) -> None:
         if self.core.draining:
@@ -196,25 +183,26 @@ class LocalGroup:
 
         await self._do(work)
 
-    async def list_parked(self, after: int, limit: int) -> list[Parked]:
-        sequences = self.core.parked_after(after, limit)
-        return await self._store.parked(self.name, sequences, max_bytes=LIST_BYTES)
+    async def list_parked(self, after: ParkedKey, limit: int) -> list[Parked]:
+        keys = self.core.aside.after(after, limit)
+        return await self._store.parked(self.name, keys, max_bytes=LIST_BYTES)
 
-    async def replay_parked(self, sequences: Sequence[int]) -> int:
+    async def replay_parked(self, sequences: Sequence[int], epoch: str) -> int:
         async def work() -> int:
-            chosen = self._chosen(sequences)
-            rows = [PendingRow(one, 0, 0, True, "") for one in self.core.not_pending(chosen)]
+            unfinished = self.core.unfinished
+            chosen = self.core.aside.chosen(sequences, epoch, self.core.epoch)
+            rows = [PendingRow(key, 0, 0, "") for key in unfinished.not_met_again(chosen)]
             await self._store.write(Change(self.name, pending=rows, durable=True))
-            self.core.replay(chosen, self.clock.monotonic())
+            unfinished.replay(chosen, self.clock.monotonic())
             return len(chosen)
 
         return await self._do(work)
 
-    async def delete_parked(self, sequences: Sequence[int]) -> int:
+    async def delete_parked(self, sequences: Sequence[int], epoch: str) -> int:
         async def work() -> int:
-            chosen = self._chosen(sequences)
+            chosen = self.core.aside.chosen(sequences, epoch, self.core.epoch)
             await self._store.write(Change(self.name, unparked=chosen, durable=True))
-            self.core.unpark(chosen)
+            self.core.aside.remove(chosen)
             return len(chosen)
 
         return await self._do(work)
@@ -223,30 +211,36 @@ class LocalGroup:
 
     async def run(self) -> None:
         """Ends after `delete`, or after `finish` with everything stored that can be."""
-        while not self._deleted:
-            self._wake.clear()
-            try:
-                rest_s = await self._turn()
-                self._recovered()
-            except AitherError as error:
-                rest_s = self._failed(error)
-            except Exception as error:
-                logger.error("group.defect", group=self.name, exc_info=error)
-                rest_s = self._failed(Unavailable(f"{type(error).__name__} in group {self.name}"))
-            if self._closing and not self._commands:
-                return
-            await self._rest(rest_s)
-        self._refuse_commands()
+        try:
+            while not self._deleted:
+                self._wake.clear()
+                rest_s = await self._tried_turn()
+                if self._closing and not self._commands:
+                    return
+                await self._rest(rest_s)
+        finally:
+            self._commands.refuse(not_found(self.name) if self._deleted else draining())
 
     def finish(self) -> None:
         """Lets `run` end after one more turn."""
         self._closing = True
         self._wake.set()
 
+    async def _tried_turn(self) -> float:
+        try:
+            rest_s = await self._turn()
+            self._recovered()
+            return rest_s
+        except AitherError as error:
+            return self._failed(error)
+        except Exception as error:
+            logger.error("group.defect", group=self.name, exc_info=error)
+            return self._failed(Unavailable(f"{type(error).__name__} in group {self.name}"))
+
     async def _turn(self) -> float:
         """One round of everything; answers how long there is nothing to do."""
         while self._commands and not self._deleted:
-            await self._obey(*self._commands.popleft())
+            await self._commands.obey_next()
         if self._deleted:
             return 0.0
         now_s = self.clock.monotonic()
@@ -254,31 +248,34 @@ class LocalGroup:
         self._carry_news()
         if now_s < self._blocked_until_s:
             return self._blocked_until_s - now_s
-        busy = False
         # In another log its numbers mean other events.
-        if not self._closing and self.core.epoch == self._log.epoch:
+        at_work = not self._closing and self.core.epoch == self._log.epoch
+        busy = False
+        if at_work:
             busy = await self._reading.again()
             busy = await self._reading.ahead(self._end) or busy
-            busy = await self._park() or busy
         leases = self.core.assign()
-        lazily = self.core.may_store and (
+        lazily = self.core.unstored.may and (
             self._closing or self.clock.monotonic() >= self._stored_s + LAZY_STORE_S
         )
-        if leases or lazily or self.core.must_store:
+        if leases or lazily or self.core.unstored.must:
             await self._store_and_send(leases)
+        if at_work:
+            # Last, for a copy needs room where a row finds some still.
+            busy = await self._park() or busy
         self.core.tell_leadership()
         self._carry_news()
         if busy or leases:
             return 0.0
         rest_s = self.core.next_s() - self.clock.monotonic()
-        return min(rest_s, LAZY_STORE_S) if self.core.may_store else rest_s
+        return min(rest_s, LAZY_STORE_S) if self.core.unstored.may else rest_s
 
     async def _store_and_send(self, leases: Sequence[Lease]) -> None:
         change = self.core.changes(self.name, self.clock.monotonic(), self.clock.time_ns())
         try:
             await self._store.write(change)
         except BaseException:
-            self.core.not_stored(change)
+            self.core.unstored.give_back(change)
             self.core.revert(leases)
             raise
         self._stored_s = self.clock.monotonic()
@@ -290,22 +287,25 @@ class LocalGroup:
         going = self.core.confirm(leases, self._stored_s)
         deadline_ns = self.clock.time_ns() + int(self.core.rules.ack_deadline_s * _NS)
         for lease in going:
-            delivery = Delivery(lease.ack_id, lease.frame, lease.attempt, deadline_ns)
+            delivery = Delivery(
+                lease.ack_id, lease.frame, lease.attempt, deadline_ns, self._foreign(lease.entry)
+            )
             self._members[lease.seat].deliver(delivery)
 
     async def _park(self) -> bool:
-        entries = self.core.to_park()
+        core = self.core
+        entries = core.unfinished.to_park()
         self._tell_full()
         if not entries:
             return False
         now_ns = self.clock.time_ns()
         rows = [
-            Parked(one.sequence, one.frame or b"", one.attempts, one.reason, now_ns)
+            Parked(key_of(one, core.epoch), one.frame or b"", one.attempts, one.reason, now_ns)
             for one in entries
         ]
-        done = [one.sequence for one in entries]
+        done = [one.key for one in entries]
         await self._store.write(Change(self.name, parked=rows, done=done, durable=True))
-        self.core.parked_now(entries)
+        core.unfinished.parked_now(entries)
         for one in entries:
             logger.warning(
                 "group.event_parked",
@@ -332,29 +332,7 @@ class LocalGroup:
     async def _do(self, work: Callable[[], Awaitable[T]]) -> T:
         """Lets the task do it. Cancelling the caller does not stop it."""
         self._check_here()
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._commands.append((work, cast("asyncio.Future[Any]", answer)))
-        self._wake.set()
-        return await answer
-
-    async def _obey(self, work: Callable[[], Awaitable[Any]], answer: asyncio.Future[Any]) -> None:
-        try:
-            result = await work()
-        except Exception as error:
-            if not answer.done():
-                answer.set_exception(error)
-        except BaseException:
-            answer.cancel()
-            raise
-        else:
-            if not answer.done():
-                answer.set_result(result)
-
-    def _refuse_commands(self) -> None:
-        while self._commands:
-            _, answer = self._commands.popleft()
-            if not answer.done():
-                answer.set_exception(not_found(self.name))
+        return await self._commands.ask(work)
 
     def _carry_news(self) -> None:
         for seat, news in self.core.take_news():
@@ -362,33 +340,16 @@ class LocalGroup:
             if member is not None:
                 member.tell(news)
 
-    def _chosen(self, sequences: Sequence[int]) -> list[int]:
-        """Those of the sequences (none: all) that are on the parked list."""
-        shown = self.core.parked_after(-1, len(self.core.parked))
-        if not sequences:
-            return shown
-        wanted = set(sequences)
-        return [one for one in shown if one in wanted]
-
-    def _shown(self, seat: Seat) -> ConsumerMember:
-        connected = Timestamp()
-        connected.FromNanoseconds(seat.connected_ns)
-        return ConsumerMember(
-            name=seat.name,
-            outstanding_events=len(seat.leased),
-            active=not self.core.rules.exclusive or seat is self.core.active,
-            connected_time=connected,
-        )
+    def _foreign(self, entry: Entry) -> str:
+        """The epoch of an event that is replayed from another log than the group's."""
+        key = entry.key
+        return "" if isinstance(key, int) or key.epoch == self.core.epoch else key.epoch
 
     def _check_here(self) -> None:
         if self._deleted:
             raise not_found(self.name)
         if self._closing or self.core.draining:
-            raise Unavailable(
-                "Flux is shutting down; join again in a moment",
-                reason="DRAINING",
-                retry_after_s=1.0,
-            )
+            raise draining()
 
     def _failed(self, error: AitherError) -> float:
         if not self._failing:
@@ -403,13 +364,14 @@ class LocalGroup:
             logger.info("group.goes_on", group=self.name)
 
     def _tell_full(self) -> None:
-        full = self.core.parked_is_full
+        aside = self.core.aside
+        full = aside.full
         if full and not self._full:
             logger.error(
                 "group.parked_list_full",
                 group=self.name,
-                parked=len(self.core.parked),
-                bytes=self.core.parked_bytes,
+                parked=len(aside.sizes),
+                bytes=aside.size_bytes,
                 todo="replay or delete parked events: aither consumers parked",
             )
         self._full = full
@@ -419,4 +381,10 @@ def not_found(name: str) -> NotFound:
     return NotFound(
         f'there is no group "{name}"; create it with ConsumerService.CreateConsumer',
         reason="CONSUMER_NOT_FOUND",
+    )
+
+
+def draining() -> Unavailable:
+    return Unavailable(
+        "Flux is shutting down; join again in a moment", reason="DRAINING", retry_after_s=1.0
     )

@@ -11,11 +11,11 @@ import structlog
 from aither.flux.v1.consumer_service_pb2 import Consumer, ConsumerState
 from aither_sdk.clock import Clock, SystemClock
 from aither_sdk.errors import AlreadyExists, OutOfRange, ResourceExhausted
-from flux_svc.groups.base import Ability, Parked
+from flux_svc.groups.base import Ability, Parked, ParkedKey
 from flux_svc.groups.local.group import LocalGroup, not_found
 from flux_svc.groups.local.member import LocalMember
 from flux_svc.groups.local.steady import READ_EVERY_S
-from flux_svc.groups.local.store import Change, GroupStore, Header, Stored
+from flux_svc.groups.local.store import Change, GroupStore, Header, RowKey, Stored
 from flux_svc.groups.settings import changed
 from flux_svc.logs.base import EventLog, Record
 
@@ -47,8 +47,12 @@ class LocalGroups:
     ) -> LocalGroups:
         """The groups as they were left. The store belongs to them from now on."""
         groups = cls(log, store, clock or SystemClock())
-        for name, stored in (await store.load()).items():
-            groups._start(name, await groups._fitted(name, stored))
+        found = await store.load()
+        fitted = [(name, await groups._fitted(name, stored)) for name, stored in found.items()]
+        # Made before any of them runs: what fails by here leaves nothing behind.
+        made = [groups._made(name, stored) for name, stored in fitted]
+        for group in made:
+            groups._start(group)
         log.on_commit(groups._committed)
         groups._reading = asyncio.create_task(groups._read_clock(), name="flux:groups-clock")
         return groups
@@ -86,7 +90,7 @@ class LocalGroups:
             settings = consumer.SerializeToString(deterministic=True)
             header = Header(settings, self._log.epoch, start)
             await self._store.write(Change(consumer.name, header=header, durable=True))
-            return self._start(consumer.name, Stored(header, (), {})).settings
+            return self._start(self._made(consumer.name, Stored(header, (), {}))).settings
 
     async def update(self, consumer: Consumer, fields: Sequence[str]) -> Consumer:
         group = self._group(consumer.name)
@@ -107,14 +111,14 @@ class LocalGroups:
         group = self._group(name)
         return await group.seek(self._within(position, "after_sequence"))
 
-    async def list_parked(self, name: str, after: int, limit: int) -> Sequence[Parked]:
+    async def list_parked(self, name: str, after: ParkedKey, limit: int) -> Sequence[Parked]:
         return await self._group(name).list_parked(after, limit)
 
-    async def replay_parked(self, name: str, sequences: Sequence[int]) -> int:
-        return await self._group(name).replay_parked(sequences)
+    async def replay_parked(self, name: str, sequences: Sequence[int], epoch: str = "") -> int:
+        return await self._group(name).replay_parked(sequences, epoch)
 
-    async def delete_parked(self, name: str, sequences: Sequence[int]) -> int:
-        return await self._group(name).delete_parked(sequences)
+    async def delete_parked(self, name: str, sequences: Sequence[int], epoch: str = "") -> int:
+        return await self._group(name).delete_parked(sequences, epoch)
 
     async def join(self, name: str, member: str) -> LocalMember:
         return self._group(name).join(member)
@@ -161,10 +165,12 @@ class LocalGroups:
             del self._groups[name]
             await self._tasks.pop(name)
 
-    def _start(self, name: str, stored: Stored) -> LocalGroup:
-        group = LocalGroup(name, stored, self._log, self._store, self._clock)
-        self._groups[name] = group
-        self._tasks[name] = asyncio.create_task(group.run(), name=f"flux:group:{name}")
+    def _made(self, name: str, stored: Stored) -> LocalGroup:
+        return LocalGroup(name, stored, self._log, self._store, self._clock)
+
+    def _start(self, group: LocalGroup) -> LocalGroup:
+        self._groups[group.name] = group
+        self._tasks[group.name] = asyncio.create_task(group.run(), name=f"flux:group:{group.name}")
         if self._closing is not None:
             group.finish()
         return group
@@ -174,8 +180,8 @@ class LocalGroups:
         gone after a power failure (or a backup was restored): their numbers will be given to
         others, which the group must not take for what it has seen."""
         last, header = self._log.info().last_sequence, stored.header
-        beyond = [
-            row.sequence for row in stored.pending if row.sequence > last and not row.replayed
+        beyond: list[RowKey] = [
+            row.key for row in stored.pending if isinstance(row.key, int) and row.key > last
         ]
         if header.epoch != self._log.epoch or (header.position <= last and not beyond):
             return stored
@@ -185,9 +191,7 @@ class LocalGroups:
         header = replace(header, position=min(header.position, last))
         await self._store.write(Change(name, header=header, done=beyond, durable=True))
         gone = set(beyond)
-        return Stored(
-            header, [row for row in stored.pending if row.sequence not in gone], stored.parked
-        )
+        return Stored(header, [row for row in stored.pending if row.key not in gone], stored.parked)
 
     def _committed(self, records: Sequence[Record]) -> None:
         if records:

@@ -75,6 +75,9 @@ class LocalMember:
         self._core.heard(self._seat, self._group.clock.monotonic())
         self._group.wake()
 
+    def drain(self) -> None:
+        self._seat.draining = True
+
     async def receive(self) -> News:
         while True:
             if self._told and self._told[0][0] <= self._received:

@@ -49,23 +49,23 @@ class Reading:
         """Reads on towards the `end` of the log; answers whether there was something to read."""
         core = self._core
         events, size = core.room()
-        if not events or core.read_position >= end:
+        if not events or core.ahead.read_position >= end:
             return False
         try:
             result = await self._log.read(
-                core.read_position,
+                core.ahead.read_position,
                 matches=None if self._filters.matches_all else self._filters.matches,
                 max_events=events,
                 max_bytes=size,
             )
         except DataLoss as error:
             sequence = self._damaged(error)
-            if sequence <= core.read_position:
+            if sequence <= core.ahead.read_position:
                 raise
             core.take((), (), sequence, missing=1)
             return True
         # Trimmed or taken out before the group came to them.
-        missing = max(0, result.first_sequence - 1 - core.read_position)
+        missing = max(0, result.first_sequence - 1 - core.ahead.read_position)
         missing += sum(hole.events for hole in result.missing)
         position = max(result.position, result.first_sequence - 1)
         core.take(result.sequences, result.frames, position, missing)
@@ -82,7 +82,7 @@ class Reading:
         if replayed:
             copies = await self._store.parked(self._name, replayed, max_bytes=_FETCH_BYTES)
             for one in copies:
-                self._core.supply(one.sequence, one.frame)
+                self._core.supply(one.key, one.frame)
             if not copies:
                 self._core.supply(replayed[0], None)
         return bool(logged or replayed)

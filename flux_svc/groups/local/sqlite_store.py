@@ -23,52 +23,17 @@ from typing import Any
 
 import structlog
 
-from aither_sdk.errors import AitherError, FailedPrecondition, Internal, Unavailable
-from flux_svc.groups.base import Parked
-from flux_svc.groups.local.store import Change, Header, PendingRow, Stored
-from flux_svc.logs.faults import damaged_file, sqlite_fault
+from aither_sdk.errors import AitherError, Internal, Unavailable
+from flux_svc.groups.base import Parked, ParkedKey
+from flux_svc.groups.local import sqlite_tables as tables
+from flux_svc.groups.local.store import Change, Stored
+from flux_svc.logs.faults import sqlite_fault
 
 FILE_NAME = "groups.db"
-APPLICATION_ID = 0x41495447
-"""`PRAGMA application_id`: "AITG"."""
-SCHEMA_VERSION = 1
-"""`PRAGMA user_version`."""
 GROUP_CHANGES = 256
 """Changes in one transaction. A group has one change under way, so this bounds the queue as well:
 it holds no more than there are groups, and a few commands."""
 _CHECKPOINT_PAGES = 1000
-_FETCHED_ROWS = 256
-
-_SCHEMA = """
-CREATE TABLE groups (
-    name TEXT PRIMARY KEY,
-    settings BLOB NOT NULL,        -- aither.flux.v1.Consumer
-    epoch TEXT NOT NULL,           -- of the log that position belongs to
-    position INTEGER NOT NULL,     -- everything up to it was handed out or needs no handing out
-    leader_epoch INTEGER NOT NULL,
-    delivered INTEGER NOT NULL,
-    acknowledged INTEGER NOT NULL,
-    missed INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE pending (             -- handed out, neither acknowledged nor parked
-    name TEXT NOT NULL,
-    sequence INTEGER NOT NULL,
-    attempts INTEGER NOT NULL,
-    due_ns INTEGER NOT NULL,       -- wall time of the next delivery, 0: at once
-    replayed INTEGER NOT NULL,     -- 1: its frame is in parked
-    reason TEXT NOT NULL,
-    PRIMARY KEY (name, sequence)
-) WITHOUT ROWID;
-CREATE TABLE parked (
-    name TEXT NOT NULL,
-    sequence INTEGER NOT NULL,
-    attempts INTEGER NOT NULL,
-    parked_ns INTEGER NOT NULL,
-    reason TEXT NOT NULL,
-    frame BLOB NOT NULL,
-    UNIQUE (name, sequence)
-);
-"""
 
 logger = structlog.get_logger()
 
@@ -107,15 +72,15 @@ class SqliteStore:
         return cls(await asyncio.to_thread(_open, path, max_file_bytes), path)
 
     async def load(self) -> dict[str, Stored]:
-        result: dict[str, Stored] = await self._do(_load)
+        result: dict[str, Stored] = await self._do(tables.load)
         return result
 
     async def write(self, change: Change) -> None:
         await self._do(change)
 
-    async def parked(self, name: str, sequences: Sequence[int], *, max_bytes: int) -> list[Parked]:
+    async def parked(self, name: str, keys: Sequence[ParkedKey], *, max_bytes: int) -> list[Parked]:
         result: list[Parked] = await self._do(
-            lambda connection: _parked(connection, name, sequences, max_bytes)
+            lambda connection: tables.parked(connection, name, keys, max_bytes)
         )
         return result
 
@@ -177,7 +142,7 @@ class SqliteStore:
             self._set_synchronous(any(change.durable for change in changes))
             connection.execute("BEGIN IMMEDIATE")
             for change in changes:
-                _apply(connection, change)
+                tables.apply(connection, change)
             connection.execute("COMMIT")
 
         _, error = self._tried(store)
@@ -230,139 +195,16 @@ def _open(path: Path, max_file_bytes: int | None) -> sqlite3.Connection:
             path, timeout=5.0, isolation_level=None, check_same_thread=False
         )
         try:
-            _recognise(connection, path)
-            connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
             if max_file_bytes is not None:
                 page = int(connection.execute("PRAGMA page_size").fetchone()[0])
                 connection.execute(f"PRAGMA max_page_count = {max_file_bytes // page}")
+            tables.recognise(connection, path)
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         except BaseException:
             connection.close()
             raise
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB:
-            raise _not_ours(path) from error
+            raise tables.not_ours(path) from error
         raise sqlite_fault(error, path) from error
     return connection
-
-
-def _recognise(connection: sqlite3.Connection, path: Path) -> None:
-    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise _not_ours(path)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in _SCHEMA.split(";"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        connection.execute("COMMIT")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA_VERSION:
-        raise FailedPrecondition(
-            f"{path} was written by a newer version of Flux (schema {version}, this one knows "
-            f"{SCHEMA_VERSION}); run that version, or give this one another data_dir",
-            reason="NEWER_SCHEMA",
-            metadata={"path": str(path), "schema_version": str(version)},
-        )
-    found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if found != "ok":
-        raise damaged_file(path, found)
-
-
-def _load(connection: sqlite3.Connection) -> dict[str, Stored]:
-    run = connection.execute
-    headers = {
-        name: Header(*rest)
-        for name, *rest in run(
-            "SELECT name, settings, epoch, position, leader_epoch, delivered, acknowledged, missed "
-            "FROM groups ORDER BY name"
-        )
-    }
-    pending: dict[str, list[PendingRow]] = {name: [] for name in headers}
-    for name, sequence, attempts, due_ns, replayed, reason in run(
-        "SELECT name, sequence, attempts, due_ns, replayed, reason FROM pending "
-        "ORDER BY name, sequence"
-    ):
-        pending[name].append(PendingRow(sequence, attempts, due_ns, bool(replayed), reason))
-    parked: dict[str, dict[int, int]] = {name: {} for name in headers}
-    for name, sequence, size in run("SELECT name, sequence, length(frame) FROM parked"):
-        parked[name][sequence] = size
-    return {name: Stored(header, pending[name], parked[name]) for name, header in headers.items()}
-
-
-def _parked(
-    connection: sqlite3.Connection, name: str, sequences: Sequence[int], max_bytes: int
-) -> list[Parked]:
-    found: list[Parked] = []
-    size = 0
-    for start in range(0, len(sequences), _FETCHED_ROWS):
-        piece = sequences[start : start + _FETCHED_ROWS]
-        marks = ",".join("?" * len(piece))
-        for row in connection.execute(
-            "SELECT sequence, frame, attempts, reason, parked_ns FROM parked "
-            f"WHERE name = ? AND sequence IN ({marks}) ORDER BY sequence",
-            (name, *piece),
-        ):
-            one = Parked(*row)
-            size += len(one.frame)
-            if found and size > max_bytes:
-                return found
-            found.append(one)
-    return found
-
-
-def _apply(connection: sqlite3.Connection, change: Change) -> None:
-    run, many, name = connection.execute, connection.executemany, change.name
-    if change.delete:
-        for table in ("groups", "pending", "parked"):
-            run(f"DELETE FROM {table} WHERE name = ?", (name,))
-        return
-    if change.header is not None:
-        head = change.header
-        run(
-            "INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                name,
-                head.settings,
-                head.epoch,
-                head.position,
-                head.leader_epoch,
-                head.delivered,
-                head.acknowledged,
-                head.missed,
-            ),
-        )
-    if change.clear_pending:
-        run("DELETE FROM pending WHERE name = ?", (name,))
-    if change.done:
-        many(
-            "DELETE FROM pending WHERE name = ? AND sequence = ?", [(name, n) for n in change.done]
-        )
-    if change.pending:
-        many(
-            "INSERT OR REPLACE INTO pending VALUES (?, ?, ?, ?, ?, ?)",
-            [(name, *row) for row in change.pending],
-        )
-    if change.parked:
-        many(
-            "INSERT OR REPLACE INTO parked (name, sequence, attempts, parked_ns, reason, frame) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            [
-                (name, one.sequence, one.attempts, one.parked_ns, one.reason, one.frame)
-                for one in change.parked
-            ],
-        )
-    if change.unparked:
-        many(
-            "DELETE FROM parked WHERE name = ? AND sequence = ?",
-            [(name, n) for n in change.unparked],
-        )
-
-
-def _not_ours(path: Path) -> FailedPrecondition:
-    return FailedPrecondition(
-        f"{path} does not hold consumer groups of Flux; move it away, or name another data_dir",
-        reason="NOT_GROUPS",
-        metadata={"path": str(path)},
-    )

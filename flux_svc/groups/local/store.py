@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
-from flux_svc.groups.base import Parked
+from flux_svc.groups.base import Parked, ParkedKey
+
+RowKey = int | ParkedKey
+"""What an event that is not done is known by: one of the log by its sequence, one that is replayed
+by its key on the parked list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +34,16 @@ class Header:
 class PendingRow(NamedTuple):
     """An event that was handed out and is neither acknowledged nor parked."""
 
-    sequence: int
+    key: RowKey
     attempts: int
     due_ns: int
     """Wall time of its next delivery; 0: at once."""
-    replayed: bool
-    """It came from the parked list, which still holds its frame."""
     reason: str
     """Why its last delivery failed."""
+
+    @property
+    def sequence(self) -> int:
+        return self.key if isinstance(self.key, int) else self.key.sequence
 
 
 @dataclass(slots=True)
@@ -48,10 +54,10 @@ class Change:
     header: Header | None = None
     pending: list[PendingRow] = field(default_factory=list)
     """Written over what is there."""
-    done: list[int] = field(default_factory=list)
+    done: list[RowKey] = field(default_factory=list)
     """No longer pending."""
     parked: list[Parked] = field(default_factory=list)
-    unparked: list[int] = field(default_factory=list)
+    unparked: list[ParkedKey] = field(default_factory=list)
     clear_pending: bool = False
     """Before `pending` is written."""
     delete: bool = False
@@ -67,8 +73,8 @@ class Stored:
     header: Header
     pending: Sequence[PendingRow]
     """By sequence."""
-    parked: dict[int, int]
-    """Sequence -> bytes of the frame; those that are being replayed included."""
+    parked: dict[ParkedKey, int]
+    """Bytes of the frame; those that are being replayed included."""
 
 
 class GroupStore(Protocol):
@@ -83,8 +89,8 @@ class GroupStore(Protocol):
         and the machine if `durable`. Cancelling the caller does not stop it."""
         ...
 
-    async def parked(self, name: str, sequences: Sequence[int], *, max_bytes: int) -> list[Parked]:
-        """Those of these rising sequences that are there, up to `max_bytes`, but at least one."""
+    async def parked(self, name: str, keys: Sequence[ParkedKey], *, max_bytes: int) -> list[Parked]:
+        """Those of these rising keys that are there, up to `max_bytes`, but at least one."""
         ...
 
     async def close(self) -> None: ...
@@ -97,15 +103,15 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._headers: dict[str, Header] = {}
-        self._pending: dict[str, dict[int, PendingRow]] = {}
-        self._parked: dict[str, dict[int, Parked]] = {}
+        self._pending: dict[str, dict[RowKey, PendingRow]] = {}
+        self._parked: dict[str, dict[ParkedKey, Parked]] = {}
 
     async def load(self) -> dict[str, Stored]:
         return {
             name: Stored(
                 header,
-                sorted(self._pending[name].values()),
-                {one.sequence: len(one.frame) for one in self._parked[name].values()},
+                sorted(self._pending[name].values(), key=lambda row: row.sequence),
+                {one.key: len(one.frame) for one in self._parked[name].values()},
             )
             for name, header in self._headers.items()
         }
@@ -122,17 +128,19 @@ class MemoryStore:
         parked = self._parked.setdefault(name, {})
         if change.clear_pending:
             pending.clear()
-        pending.update((row.sequence, row) for row in change.pending)
-        _drop(pending, change.done)
-        parked.update((one.sequence, one) for one in change.parked)
-        _drop(parked, change.unparked)
+        for gone in change.done:
+            pending.pop(gone, None)
+        pending.update((row.key, row) for row in change.pending)
+        parked.update((one.key, one) for one in change.parked)
+        for aside in change.unparked:
+            parked.pop(aside, None)
 
-    async def parked(self, name: str, sequences: Sequence[int], *, max_bytes: int) -> list[Parked]:
+    async def parked(self, name: str, keys: Sequence[ParkedKey], *, max_bytes: int) -> list[Parked]:
         found: list[Parked] = []
         size = 0
         table = self._parked.get(name, {})
-        for sequence in sequences:
-            one = table.get(sequence)
+        for key in keys:
+            one = table.get(key)
             if one is None:
                 continue
             size += len(one.frame)
@@ -143,8 +151,3 @@ class MemoryStore:
 
     async def close(self) -> None:
         pass
-
-
-def _drop(table: dict[int, PendingRow] | dict[int, Parked], sequences: Collection[int]) -> None:
-    for sequence in sequences:
-        table.pop(sequence, None)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterable
+from itertools import chain
 
+from flux_svc.groups.local.store import RowKey
 from flux_svc.groups.local.table import Entry, Phase
 
 _STALE_KEPT = 1024
@@ -51,80 +54,67 @@ class Deadlines:
 
 class Retries:
     """Events on their way to another delivery: WAITING for their time, RIPE without their frame,
-    FETCHED with it."""
+    FETCHED with it. Each goes in the order of sequences."""
 
     def __init__(self) -> None:
-        self._waiting: dict[int, Entry] = {}
-        self._heap: list[tuple[float, int]] = []
-        """(time, sequence) of `_waiting`; an item that its entry contradicts is stale."""
-        self._ripe: dict[int, Entry] = {}
-        self._fetched: list[int] = []
-        """Heap; the entries are in `_at_hand`."""
-        self._at_hand: dict[int, Entry] = {}
+        self._waiting: dict[RowKey, Entry] = {}
+        self._times: list[tuple[float, int, Entry]] = []
+        """Heap over `_waiting`; an item that its entry contradicts is stale."""
+        self._ripe: dict[RowKey, Entry] = {}
+        self._fetched: list[tuple[int, int, Entry]] = []
+        """Heap."""
+        self._count = itertools.count()
 
     @property
     def next_s(self) -> float:
-        return self._heap[0][0] if self._heap else float("inf")
+        return self._times[0][0] if self._times else float("inf")
 
     @property
     def at_hand(self) -> int:
-        return len(self._at_hand)
+        return len(self._fetched)
 
     def wait(self, entry: Entry, due_s: float) -> None:
         entry.phase, entry.due_s, entry.frame = Phase.WAITING, due_s, None
-        self._waiting[entry.sequence] = entry
-        heapq.heappush(self._heap, (due_s, entry.sequence))
+        self._waiting[entry.key] = entry
+        heapq.heappush(self._times, (due_s, next(self._count), entry))
 
-    def ripe(self, now_s: float) -> Iterable[int]:
-        """Sequences whose frames are needed."""
-        while self._heap and self._heap[0][0] <= now_s:
-            due_s, sequence = heapq.heappop(self._heap)
-            entry = self._waiting.get(sequence)
-            if entry is not None and entry.due_s == due_s:
+    def ripe(self, now_s: float, most: int) -> list[Entry]:
+        """The first of those whose frames are needed."""
+        while self._times and self._times[0][0] <= now_s:
+            due_s, _, entry = heapq.heappop(self._times)
+            if self._waiting.get(entry.key) is entry and entry.due_s == due_s:
                 entry.phase = Phase.RIPE
-                self._ripe[sequence] = self._waiting.pop(sequence)
-        return self._ripe
+                self._ripe[entry.key] = self._waiting.pop(entry.key)
+        return heapq.nsmallest(most, self._ripe.values(), key=lambda one: one.sequence)
 
     def supply(self, entry: Entry, frame: bytes) -> None:
-        self._ripe.pop(entry.sequence, None)
+        self._ripe.pop(entry.key, None)
         entry.phase, entry.frame = Phase.FETCHED, frame
-        self._at_hand[entry.sequence] = entry
-        heapq.heappush(self._fetched, entry.sequence)
+        heapq.heappush(self._fetched, (entry.sequence, next(self._count), entry))
+
+    def first_at_hand(self) -> Entry | None:
+        return self._fetched[0][2] if self._fetched else None
 
     def take(self) -> Entry:
         """The first at hand. There must be one."""
-        return self._at_hand.pop(heapq.heappop(self._fetched))
-
-    def first_at_hand(self) -> int | None:
-        return self._fetched[0] if self._fetched else None
+        return heapq.heappop(self._fetched)[2]
 
     def first_not_at_hand(self) -> int | None:
         """The lowest event of the log that waits for its time or its frame."""
-        apart = [
-            one.sequence
-            for entries in (self._waiting, self._ripe)
-            for one in entries.values()
-            if not one.replayed
-        ]
-        return min(apart, default=None)
+        apart = chain(self._waiting.values(), self._ripe.values())
+        return min((one.sequence for one in apart if not one.replayed), default=None)
 
-    def drop(self, entry: Entry) -> None:
-        """It waits no longer."""
-        sequence = entry.sequence
-        self._waiting.pop(sequence, None)
-        self._ripe.pop(sequence, None)
-        if self._at_hand.pop(sequence, None) is not None:
-            self._fetched.remove(sequence)
-            heapq.heapify(self._fetched)
+    def give_up(self, entry: Entry) -> None:
+        """Its frame is gone."""
+        del self._ripe[entry.key]
 
     def let_go(self) -> None:
         """Frames at hand are given up, when nobody takes them; they are fetched again."""
-        for sequence in self._fetched:
-            entry = self._at_hand.pop(sequence)
+        for _, _, entry in self._fetched:
             entry.phase, entry.frame = Phase.RIPE, None
-            self._ripe[sequence] = entry
+            self._ripe[entry.key] = entry
         self._fetched.clear()
 
     def clear(self) -> None:
-        for held in (self._waiting, self._heap, self._ripe, self._fetched, self._at_hand):
+        for held in (self._waiting, self._times, self._ripe, self._fetched):
             held.clear()

@@ -8,9 +8,10 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from aither.flux.v1.consumer_service_pb2 import Consumer
-from flux_svc.groups.base import Parked
+from flux_svc.groups.base import Parked, ParkedKey
+from flux_svc.groups.local.aside import key_of
 from flux_svc.groups.local.core import GroupCore
-from flux_svc.groups.local.store import Change, Header, MemoryStore
+from flux_svc.groups.local.store import Change, Header, MemoryStore, RowKey
 from flux_svc.groups.local.table import Lease, Seat
 from flux_svc.groups.settings import checked, rules_of
 from tests.clock import FakeClock
@@ -43,8 +44,9 @@ def at_once(work: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("it waited")
 
 
-def frame(sequence: int, size: int = 8) -> bytes:
-    return b"\x0a" + bytes([size]) + b"%0*d" % (size, sequence)
+def frame(sequence: int, log: int = 0) -> bytes:
+    """Of the event with this sequence in the so many'th log."""
+    return b"\x0a\x08%d%07d" % (log, sequence)
 
 
 class CoreHouse:
@@ -57,6 +59,7 @@ class CoreHouse:
         self.log: set[int] = set()
         self.last = 0
         self.lives = 0
+        self.logs = 0
         header = Header(consumer.SerializeToString(), "epoch", position)
         at_once(self.store.write(Change("work", header=header)))
         self.core = self.opened()
@@ -84,6 +87,22 @@ class CoreHouse:
         self.log |= set(range(self.last + 1, self.last + count + 1))
         self.last += count
 
+    def replace_log(self) -> str:
+        """The log is wiped, and another one begins; answers its epoch. The group does not know."""
+        self.log.clear()
+        self.last = 0
+        self.logs += 1
+        return f"epoch{self.logs}"
+
+    def seek(self, position: int, epoch: str, *, dies: bool = False) -> None:
+        """`dies`: Flux is killed as soon as it is stored."""
+        header = replace(self.core.header(), position=position, epoch=epoch)
+        at_once(self.store.write(Change("work", header=header, clear_pending=True)))
+        if dies:
+            self.crash()
+        else:
+            self.core.seek(position, epoch)
+
     def join(self, name: str = "m", *, events: int = 0, size: int = 2**40) -> Seat:
         seat = Seat(name, self.clock.time_ns(), self.now_s)
         self.core.join(seat)
@@ -94,31 +113,32 @@ class CoreHouse:
         events, _ = self.core.room()
         if not events:
             return
-        start = self.core.read_position
+        start = self.core.ahead.read_position
         found = sorted(one for one in self.log if one > start)[:events]
         end = found[-1] if len(found) == events else self.last
         # What lies below the first one held was trimmed, what is not held between was removed.
         missing = end - start - len(found)
-        self.core.take(found, [frame(one) for one in found], end, missing)
+        self.core.take(found, [frame(one, self.logs) for one in found], end, missing)
 
     def fetch(self) -> None:
         logged, replayed = self.core.wanted(self.now_s)
         for sequence in logged:
-            self.core.supply(sequence, frame(sequence) if sequence in self.log else None)
+            self.core.supply(sequence, frame(sequence, self.logs) if sequence in self.log else None)
         copies = at_once(self.store.parked("work", replayed, max_bytes=2**20))
         for one in copies:
-            self.core.supply(one.sequence, one.frame)
+            self.core.supply(one.key, one.frame)
 
     def park(self) -> None:
-        entries = self.core.to_park()
+        entries = self.core.unfinished.to_park()
         if not entries:
             return
         rows = [
-            Parked(one.sequence, one.frame or b"", one.attempts, one.reason, 0) for one in entries
+            Parked(key_of(one, self.core.epoch), one.frame or b"", one.attempts, one.reason, 0)
+            for one in entries
         ]
-        done = [one.sequence for one in entries]
+        done = [one.key for one in entries]
         at_once(self.store.write(Change("work", parked=rows, done=done)))
-        self.core.parked_now(entries)
+        self.core.unfinished.parked_now(entries)
 
     def stored(self) -> None:
         at_once(self.store.write(self.changes()))
@@ -139,9 +159,13 @@ class CoreHouse:
         self.core.tell_leadership()
         return self.core.confirm(leases, self.now_s)
 
-    def pending_stored(self) -> dict[int, int]:
-        """Sequence -> attempts, as they would be found after a crash."""
-        return {row.sequence: row.attempts for row in at_once(self.store.load())["work"].pending}
+    def pending_stored(self) -> dict[RowKey, int]:
+        """Attempts, as they would be found after a crash."""
+        return {row.key: row.attempts for row in at_once(self.store.load())["work"].pending}
+
+    def aside_stored(self) -> set[ParkedKey]:
+        return set(at_once(self.store.load())["work"].parked)
 
     def parked_stored(self) -> set[int]:
-        return set(at_once(self.store.load())["work"].parked)
+        """Sequences, of whichever log."""
+        return {key.sequence for key in at_once(self.store.load())["work"].parked}

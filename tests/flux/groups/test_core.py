@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from aither.flux.v1 import flux_service_pb2 as pb
+from flux_svc.groups.base import BEFORE_ALL, ParkedKey
+from flux_svc.groups.local import ahead, aside
 from flux_svc.groups.local import core as core_module
 from flux_svc.groups.local.table import UNRECEIVED_EVENTS, Lease, Seat
 from tests.flux.groups.house import CoreHouse, frame, settings
@@ -12,6 +14,11 @@ from tests.flux.groups.house import CoreHouse, frame, settings
 
 def sequences(leases: list[Lease]) -> list[int]:
     return [lease.entry.sequence for lease in leases]
+
+
+def here(sequence: int) -> ParkedKey:
+    """On the parked list, of the log that the group began in."""
+    return ParkedKey(sequence, "epoch")
 
 
 def nack(house: CoreHouse, lease: Lease, *, park: bool = False, delay_s: float | None = 0) -> None:
@@ -160,6 +167,34 @@ def test_crashes_of_flux_count_as_attempts() -> None:
     assert house.parked_stored() == {1}
 
 
+@pytest.mark.parametrize(
+    ("jump_s", "waits_s"), [(0, 60), (-7200, 7260), (-30 * 86400, 12 * 3600), (59, 1), (3600, 0)]
+)
+def test_a_wait_goes_on_over_a_crash_whatever_the_wall_clock_does(
+    jump_s: int, waits_s: float
+) -> None:
+    """It is as long as it was, by the clock of the wall, and never longer than any wait can be."""
+    house = CoreHouse(settings())
+    house.append(2)
+    house.join(events=9)
+    first, second = house.turn()
+    nack(house, first, delay_s=60)
+    nack(house, second, delay_s=0)
+    house.stored()
+    house.clock.jump_wall(jump_s)
+    house.crash()
+    house.join(events=9)
+    if waits_s:
+        assert sequences(house.turn()) == [2]
+        house.clock.advance(waits_s - 0.1)
+        assert house.turn() == []
+        assert house.core.checkpoint == 0
+        house.clock.advance(0.1)
+        assert sequences(house.turn()) == [1]
+    else:
+        assert sequences(house.turn()) == [1, 2]
+
+
 def test_a_delivery_that_could_not_be_stored_is_no_attempt() -> None:
     house = CoreHouse(settings())
     house.append(1)
@@ -167,7 +202,7 @@ def test_a_delivery_that_could_not_be_stored_is_no_attempt() -> None:
     house.read()
     leases = house.core.assign()
     change = house.changes()
-    house.core.not_stored(change)
+    house.core.unstored.give_back(change)
     house.core.revert(leases)
     assert seat.credit_events == 1
     (lease,) = house.turn()
@@ -181,8 +216,8 @@ def test_an_ack_that_could_not_be_stored_is_stored_later() -> None:
     ack_all(house, house.turn())
     change = house.changes()
     assert change.done == [1]
-    house.core.not_stored(change)
-    assert house.core.must_store
+    house.core.unstored.give_back(change)
+    assert house.core.unstored.must
     house.turn()
     assert house.pending_stored() == {}
 
@@ -257,7 +292,7 @@ def test_events_that_are_gone_are_counted_and_block_nobody() -> None:
 
 
 def test_a_full_parked_list_holds_events_and_forgets_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core_module, "MAX_PARKED_EVENTS", 2)
+    monkeypatch.setattr(aside, "MAX_PARKED_EVENTS", 2)
     house = CoreHouse(settings())
     house.append(4)
     house.join(events=100)
@@ -267,14 +302,14 @@ def test_a_full_parked_list_holds_events_and_forgets_none(monkeypatch: pytest.Mo
         assert house.turn() == []
     assert house.parked_stored() == {1, 2}
     assert (house.core.retrying, house.core.checkpoint) == (2, 2)
-    house.core.unpark([1, 2])
+    house.core.aside.remove([here(1), here(2)])
     house.turn()
     assert house.core.checkpoint == 4
 
 
 def test_a_group_that_only_fails_stops_taking_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_module, "MAX_RETRYING_EVENTS", 20)
-    monkeypatch.setattr(core_module, "READ_AHEAD_EVENTS", 8)
+    monkeypatch.setattr(ahead, "READ_AHEAD_EVENTS", 8)
     house = CoreHouse(settings(max_deliveries=1000))
     house.append(500)
     seat = house.join(events=10**6)
@@ -293,10 +328,10 @@ def test_replayed_events_begin_again_from_the_copy_that_was_parked() -> None:
     for lease in house.turn():
         nack(house, lease, park=True)
     house.turn()
-    assert house.core.parked_after(0, 10) == [1, 2, 3]
+    assert house.core.aside.after(BEFORE_ALL, 10) == [here(1), here(2), here(3)]
     house.log.clear()
-    house.core.replay([2], house.now_s)
-    assert house.core.parked_after(0, 10) == [1, 3]
+    house.core.unfinished.replay([here(2)], house.now_s)
+    assert house.core.aside.after(BEFORE_ALL, 10) == [here(1), here(3)]
     (lease,) = house.turn()
     assert (lease.entry.sequence, lease.attempt, lease.frame) == (2, 1, frame(2))
     house.crash()
@@ -319,10 +354,55 @@ def test_an_event_that_is_being_replayed_does_not_come_a_second_time_out_of_the_
     house.turn()
     house.core.seek(0, "epoch")
     house.read()
-    house.core.replay([1], house.now_s)
+    house.core.unfinished.replay([here(1)], house.now_s)
     assert sequences(house.turn() + house.turn()) == [1, 2]
     assert house.core.outstanding == len(seat.leased) == 2
     assert house.core.retrying == 0
+
+
+def test_an_event_replayed_from_another_log_and_the_one_with_its_number_are_two() -> None:
+    house = CoreHouse(settings())
+    house.append(2)
+    seat = house.join(events=99)
+    for lease in house.turn():
+        nack(house, lease, park=True)
+    house.turn()
+    epoch = house.replace_log()
+    house.append(3)
+    house.seek(0, epoch)
+    first = house.turn()
+    assert [(one.entry.replayed, one.frame) for one in first] == [
+        (False, frame(n, 1)) for n in (1, 2, 3)
+    ]
+    house.core.unfinished.replay([here(1), here(2)], house.now_s)
+    second = house.turn()
+    assert [(one.entry.replayed, one.frame) for one in second] == [
+        (True, frame(1)),
+        (True, frame(2)),
+    ]
+    house.seek(0, epoch)
+    house.core.unfinished.replay([here(1), here(2)], house.now_s)
+    out = house.turn()
+    assert [(one.entry.replayed, one.frame) for one in out] == [
+        (True, frame(1)),
+        (True, frame(2)),
+        (False, frame(1, 1)),
+        (False, frame(2, 1)),
+        (False, frame(3, 1)),
+    ]
+    assert len({one.ack_id for one in out}) == house.core.outstanding == len(seat.leased) == 5
+    # One of each is parked, one of each is done.
+    nack(house, out[0], park=True)
+    nack(house, out[3], park=True)
+    ack_all(house, [out[1], out[2], out[4]])
+    house.turn()
+    assert house.core.checkpoint == 3
+    house.crash()
+    assert house.core.aside.after(BEFORE_ALL, 9) == [here(1), ParkedKey(2, epoch)]
+    assert house.core.aside.chosen([1, 2], "", house.core.epoch) == [ParkedKey(2, epoch)]
+    assert house.core.aside.chosen([], "epoch", house.core.epoch) == [here(1)]
+    assert house.core.aside.chosen([], "", house.core.epoch) == [here(1), ParkedKey(2, epoch)]
+    assert house.pending_stored() == {}
 
 
 def test_what_was_never_sent_did_not_crash_with_its_member() -> None:
@@ -407,7 +487,7 @@ def test_a_silent_leader_is_replaced_when_its_lease_ends_and_may_not_ack() -> No
     assert house.core.ack(silent, [leases[0].ack_id]) == [leases[0].ack_id]
     house.core.heard(silent, house.now_s)
     house.turn()
-    assert house.core.active is standby, "whoever wakes up stands behind"
+    assert house.core.leading.active is standby, "whoever wakes up stands behind"
 
 
 def test_a_lone_leader_that_is_silent_leads_again_when_it_speaks() -> None:
@@ -416,7 +496,7 @@ def test_a_lone_leader_that_is_silent_leads_again_when_it_speaks() -> None:
     house.turn()
     house.clock.advance(10)
     house.turn()
-    assert house.core.active is None
+    assert house.core.leading.active is None
     house.core.heard(seat, house.now_s)
     house.turn()
     assert leadership(house) == [("only", True, 1), ("only", False, 1), ("only", True, 2)]
@@ -463,7 +543,7 @@ def test_a_leader_whose_stream_broke_keeps_its_place_for_the_rest_of_its_lease()
     house.clock.advance(9.9)
     house.core.heard(heir, house.now_s)
     assert house.turn() == []
-    assert house.core.active is None
+    assert house.core.leading.active is None
     house.clock.advance(0.1)
     assert [(one.seat, one.attempt) for one in house.turn()] == [(heir, 2)]
 

@@ -14,9 +14,14 @@ from hypothesis.stateful import (
     rule,
 )
 
+from flux_svc.groups.base import BEFORE_ALL, ParkedKey
+from flux_svc.groups.local.aside import key_of
+from flux_svc.groups.local.store import RowKey
 from flux_svc.groups.local.table import Lease, Seat
-from tests.flux.groups.house import CoreHouse, settings
+from tests.flux.groups.house import CoreHouse, frame, settings
 
+FEED = st.sampled_from([None, 0, 3, 8, 8])
+"""Credit of events for everybody, and then a turn; None: no turn."""
 MAX_DELIVERIES = 3
 OUTSTANDING = 6
 ACK_DEADLINE_S = 10.0
@@ -25,7 +30,8 @@ LEASE_S = 4.0
 
 class GroupMachine(RuleBasedStateMachine):
     """The naive side knows only: what was sent under which id, what was acknowledged, what left the
-    log, and how often each event was sent."""
+    log, what a seek passed over, and how often each event was sent. It knows events by their log
+    and sequence, because logs are replaced."""
 
     @initialize(exclusive=st.booleans())
     def begin(self, exclusive: bool) -> None:
@@ -41,23 +47,26 @@ class GroupMachine(RuleBasedStateMachine):
         )
         self.exclusive = exclusive
         self.seats: list[Seat] = []
-        self.out: dict[int, tuple[Lease, Seat]] = {}
-        """Sent, by sequence; the newest delivery of each event in this life of Flux."""
+        self.out: dict[ParkedKey, tuple[Lease, Seat]] = {}
+        """Sent; the newest delivery of each event in this life of Flux."""
         self.dead: list[tuple[Lease, Seat]] = []
-        self.acked: set[int] = set()
-        self.gone: set[int] = set()
-        """Removed from the log."""
-        self.sent: Counter[int] = Counter()
-        self.replayed: set[int] = set()
+        self.acked: set[ParkedKey] = set()
+        self.gone: set[ParkedKey] = set()
+        """Removed from the log, or passed over by a seek."""
+        self.sent: Counter[ParkedKey] = Counter()
+        self.replayed: set[ParkedKey] = set()
+        self.of_old: set[ParkedKey] = set()
+        """On the parked list, of logs that were replaced, and not done since."""
         self.high = 0
         """Greatest sequence delivered for the first time."""
         self.epochs: list[int] = [0]
 
     # Steps
 
-    @rule(count=st.integers(1, 8))
-    def append(self, count: int) -> None:
+    @rule(count=st.integers(1, 8), feed=FEED)
+    def append(self, count: int, feed: int | None) -> None:
         self.house.append(count)
+        self.go_on(feed)
 
     @rule(events=st.integers(0, 9), size=st.sampled_from([0, 5, 40, 2**20]))
     def join(self, events: int, size: int) -> None:
@@ -71,7 +80,10 @@ class GroupMachine(RuleBasedStateMachine):
         self.house.core.credit(seat, events, size)
         self.heard(seat)
 
-    @rule(feed=st.sampled_from([0, 2, 4, 8]))
+    def go_on(self, feed: int | None) -> None:
+        if feed is not None:
+            self.turn(feed)
+
     def turn(self, feed: int) -> None:
         """Mostly with somebody there who wants more."""
         if feed:
@@ -82,16 +94,16 @@ class GroupMachine(RuleBasedStateMachine):
                 self.heard(seat)
         self.note(self.house.turn())
         core = self.house.core
-        waiting = core._pending.keys() | core._replays.keys()
+        waiting = core.unfinished._pending.keys() | core.aside.replays.keys()
         assert self.house.pending_stored().keys() == waiting, "not stored as it is"
 
     @precondition(lambda self: self.out)
     @rule(data=st.data(), times=st.integers(1, 4))
     def one_event_fails_again_and_again(self, data: st.DataObject, times: int) -> None:
-        sequence = data.draw(st.sampled_from(sorted(self.out)))
+        key = data.draw(st.sampled_from(sorted(self.out)))
         for _ in range(times):
-            if sequence in self.out:
-                lease, seat = self.out.pop(sequence)
+            if key in self.out:
+                lease, seat = self.out.pop(key)
                 self.heard(seat)
                 if lease.entry.lease is not lease:
                     return
@@ -110,24 +122,28 @@ class GroupMachine(RuleBasedStateMachine):
         self.settle()
 
     @precondition(lambda self: self.out)
-    @rule(data=st.data())
-    def ack(self, data: st.DataObject) -> None:
-        sequence = data.draw(st.sampled_from(sorted(self.out)))
-        lease, seat = self.out.pop(sequence)
-        assert self.house.core.ack(seat, [lease.ack_id]) == []
-        self.acked.add(sequence)
-        self.dead.append((lease, seat))
+    @rule(data=st.data(), feed=FEED)
+    def ack(self, data: st.DataObject, feed: int | None) -> None:
+        for key in data.draw(st.sets(st.sampled_from(sorted(self.out)), min_size=1)):
+            lease, seat = self.out.pop(key)
+            assert self.house.core.ack(seat, [lease.ack_id]) == []
+            self.has_done(key)
+            self.dead.append((lease, seat))
+        self.go_on(feed)
 
     @precondition(lambda self: self.out)
-    @rule(data=st.data(), park=st.booleans(), delay_s=st.sampled_from([None, 0.0, 3.0]))
-    def nack(self, data: st.DataObject, park: bool, delay_s: float | None) -> None:
-        sequence = data.draw(st.sampled_from(sorted(self.out)))
-        lease, seat = self.out.pop(sequence)
+    @rule(data=st.data(), park=st.booleans(), delay_s=st.sampled_from([None, 0.0, 3.0]), feed=FEED)
+    def nack(
+        self, data: st.DataObject, park: bool, delay_s: float | None, feed: int | None
+    ) -> None:
+        key = data.draw(st.sampled_from(sorted(self.out)))
+        lease, seat = self.out.pop(key)
         refused = self.house.core.nack(
             seat, [lease.ack_id], self.house.now_s, park=park, delay_s=delay_s, reason="no"
         )
         assert refused == []
         self.dead.append((lease, seat))
+        self.go_on(feed)
 
     @precondition(lambda self: self.out)
     @rule(data=st.data(), by_s=st.sampled_from([1.0, 5.0, 30.0]))
@@ -149,11 +165,12 @@ class GroupMachine(RuleBasedStateMachine):
         other = data.draw(st.sampled_from(others))
         assert self.house.core.ack(other, [lease.ack_id]) == [lease.ack_id]
 
-    @rule(seconds=st.sampled_from([0.3, 1.0, 3.0, 11.0]))
-    def wait(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0.3, 1.0, 3.0, 11.0]), feed=FEED)
+    def wait(self, seconds: float, feed: int | None) -> None:
         self.house.clock.advance(seconds)
         self.house.core.tick(self.house.now_s)
         self.settle()
+        self.go_on(feed)
 
     @precondition(lambda self: self.seats)
     @rule(data=st.data())
@@ -174,11 +191,11 @@ class GroupMachine(RuleBasedStateMachine):
         leases = house.core.assign() if step > 3 else []
         if step > 4:
             house.stored()  # and then it dies, before anybody was sent anything
-            self.sent.update(lease.entry.sequence for lease in leases)
-            self.high = max([self.high, *(lease.entry.sequence for lease in leases)])
+            self.sent.update(self.key(lease.entry.key) for lease in leases)
+            of_log = [lease.entry.key for lease in leases if isinstance(lease.entry.key, int)]
+            self.high = max([self.high, *of_log])
         # An acknowledgement that was not stored costs a delivery; never an event.
-        stored = house.pending_stored()
-        self.acked -= set(stored)
+        self.acked -= set(map(self.key, house.pending_stored()))
         house.crash()
         self.seats.clear()
         self.dead.clear()
@@ -191,7 +208,7 @@ class GroupMachine(RuleBasedStateMachine):
         house.read()
         leases = house.core.assign()
         change = house.changes()
-        house.core.not_stored(change)
+        house.core.unstored.give_back(change)
         house.core.revert(leases)
         self.settle()
 
@@ -200,45 +217,99 @@ class GroupMachine(RuleBasedStateMachine):
     def an_event_leaves_the_log(self, data: st.DataObject) -> None:
         sequence = data.draw(st.sampled_from(sorted(self.house.log)))
         self.house.log.discard(sequence)
-        self.gone.add(sequence)
+        self.gone.add(self.key(sequence))
 
-    @rule()
-    def replay_all(self) -> None:
+    @rule(share=st.sampled_from([1, 2]))
+    def replay(self, share: int) -> None:
+        house = self.house
+        house.stored()
+        chosen = house.core.aside.after(BEFORE_ALL, 100)[::share]
+        house.core.unfinished.replay(chosen, house.now_s)
+        house.stored()
+        for key in chosen:
+            self.sent[key] = int(key in self.out)
+            self.replayed.add(key)
+
+    @precondition(lambda self: self.house.last)
+    @rule(data=st.data(), dies=st.booleans())
+    def seek(self, data: st.DataObject, dies: bool) -> None:
+        self.go_to(data.draw(st.integers(0, self.house.last)), self.house.core.epoch, dies)
+
+    @precondition(lambda self: self.out or self.house.core.aside.sizes)
+    @rule(events=st.integers(0, 6), dies=st.booleans(), share=st.sampled_from([0, 1, 2]))
+    def another_log(self, events: int, dies: bool, share: int) -> None:
+        """Wiped or replaced, with something put aside; it gives the same sequences again."""
+        for lease, seat in self.out.values():
+            self.house.core.nack(
+                seat, [lease.ack_id], self.house.now_s, park=True, delay_s=None, reason="no"
+            )
+        self.turn(0)
+        self.turn(0)
+        epoch = self.house.replace_log()
+        self.house.append(events)
+        self.go_to(0, epoch, dies)
+        if share:
+            self.replay(share)
+            self.turn(8)
+
+    def go_to(self, position: int, epoch: str, dies: bool) -> None:
         self.house.stored()
-        chosen = self.house.core.parked_after(-1, 100)
-        self.house.core.replay(chosen, self.house.now_s)
-        self.house.stored()
-        for sequence in chosen:
-            self.sent[sequence] = 0
-            self.replayed.add(sequence)
+        self.house.seek(position, epoch, dies=dies)
+        if dies:
+            self.seats.clear()
+            self.out.clear()
+        self.settle()
+        passed = {ParkedKey(n, epoch) for n in range(1, position + 1)}
+        self.gone |= passed - self.acked
+        self.acked &= passed
+        self.sent.clear()
+        self.replayed &= passed  # they lie on the list again, and come as new ones out of the log
+        self.high = position
+        self.of_old |= {key for key in self.house.aside_stored() if key.epoch != epoch}
 
     # What must hold
 
     def note(self, leases: list[Lease]) -> None:
         self.settle()
+        epoch = self.house.core.epoch
         for lease in leases:
-            sequence = lease.entry.sequence
-            assert sequence not in self.out, "two live leases of one event"
-            assert sequence not in self.acked or sequence in self.replayed
-            self.sent[sequence] += 1
-            assert lease.attempt == self.sent[sequence], "an attempt that was not counted"
+            key = self.key(lease.entry.key)
+            again = lease.entry.replayed or key in self.replayed
+            assert key not in self.out, "two live leases of one event"
+            assert key not in self.acked or again
+            assert key.epoch == epoch or lease.entry.replayed, "of a log that is gone"
+            log = int(key.epoch.removeprefix("epoch") or "0")
+            assert lease.frame == frame(key.sequence, log), "another event"
+            self.sent[key] += 1
+            assert lease.attempt == self.sent[key], "an attempt that was not counted"
             assert lease.attempt <= MAX_DELIVERIES
-            assert self.house.pending_stored()[sequence] == lease.attempt, "sent before stored"
-            if self.exclusive and sequence not in self.replayed:
-                assert lease.seat is self.house.core.active
-                waiting = set(range(1, sequence)) - self.done() - set(self.out)
-                waiting -= self.house.core.parked.keys() | self.being_parked()
-                assert not waiting, f"{sequence} before {waiting}"
-            if lease.attempt == 1 and sequence not in self.replayed:
-                assert sequence > self.high or sequence in self.house.pending_stored()
-                self.high = max(self.high, sequence)
-            self.out[sequence] = (lease, lease.seat)
+            stored = self.house.pending_stored()
+            assert stored[lease.entry.key] == lease.attempt, "sent before stored"
+            if self.exclusive and not again:
+                assert lease.seat is self.house.core.leading.active
+                waiting = self.here(range(1, key.sequence)) - self.done() - set(self.out)
+                waiting -= self.house.core.aside.sizes.keys() | self.being_parked()
+                assert not waiting, f"{key} before {waiting}"
+            if lease.attempt == 1 and not again:
+                assert key.sequence > self.high or key.sequence in stored
+                self.high = max(self.high, key.sequence)
+            self.out[key] = (lease, lease.seat)
+
+    def key(self, key: RowKey) -> ParkedKey:
+        return ParkedKey(key, self.house.core.epoch) if isinstance(key, int) else key
+
+    def here(self, sequences: range) -> set[ParkedKey]:
+        return {ParkedKey(n, self.house.core.epoch) for n in sequences}
+
+    def has_done(self, key: ParkedKey) -> None:
+        self.acked.add(key)
+        self.of_old.discard(key)
 
     def settle(self) -> None:
         """Takes out of the account what the group took back."""
-        for sequence, (lease, seat) in list(self.out.items()):
+        for key, (lease, seat) in list(self.out.items()):
             if lease.entry.lease is not lease:
-                del self.out[sequence]
+                del self.out[key]
                 self.dead.append((lease, seat))
 
     def heard(self, seat: Seat) -> None:
@@ -246,19 +317,20 @@ class GroupMachine(RuleBasedStateMachine):
         self.house.core.heard(seat, self.house.now_s)
         self.settle()
 
-    def done(self) -> set[int]:
+    def done(self) -> set[ParkedKey]:
         return self.acked | self.gone
 
-    def being_parked(self) -> set[int]:
-        return {one.sequence for one in self.house.core._parking.values()}
+    def being_parked(self) -> set[ParkedKey]:
+        core = self.house.core
+        return {key_of(one, core.epoch) for one in core.aside._coming.values()}
 
     @invariant()
     def the_checkpoint_passes_nothing_that_is_not_done(self) -> None:
         if not hasattr(self, "house"):
             return
         core = self.house.core
-        passed = set(range(1, core.checkpoint + 1))
-        lost = passed - self.done() - core.parked.keys() - self.replayed
+        passed = self.here(range(1, core.checkpoint + 1))
+        lost = passed - self.done() - core.aside.sizes.keys() - self.replayed
         assert not lost, f"passed and neither acknowledged nor parked: {sorted(lost)}"
 
     @invariant()
@@ -266,10 +338,17 @@ class GroupMachine(RuleBasedStateMachine):
         if not hasattr(self, "house"):
             return
         found = self.house.opened()
-        passed = set(range(1, found.position + 1))
-        kept = self.house.pending_stored().keys() | self.house.parked_stored()
+        passed = self.here(range(1, found.ahead.position + 1))
+        kept = set(map(self.key, self.house.pending_stored())) | self.house.aside_stored()
         lost = passed - self.done() - kept - self.replayed
         assert not lost, f"a crash now would lose {sorted(lost)}"
+
+    @invariant()
+    def what_was_parked_in_another_log_stays_until_it_is_done(self) -> None:
+        if not hasattr(self, "house"):
+            return
+        assert self.of_old <= self.house.core.aside.sizes.keys()
+        assert self.of_old <= self.house.aside_stored()
 
     @invariant()
     def bounds_hold(self) -> None:
@@ -280,7 +359,7 @@ class GroupMachine(RuleBasedStateMachine):
         assert core.outstanding == sum(len(seat.leased) for seat in core.seats)
         assert all(seat.credit_events >= 0 for seat in core.seats)
         assert core.retrying >= 0
-        assert core.parked_events >= 0
+        assert core.aside.events >= 0
 
     @invariant()
     def leader_epochs_only_rise(self) -> None:
@@ -309,17 +388,18 @@ class GroupMachine(RuleBasedStateMachine):
             house.core.received(seat, len(leases), sum(len(one.frame) for one in leases))
             for lease in leases:
                 assert house.core.ack(seat, [lease.ack_id]) == []
-                self.acked.add(lease.entry.sequence)
-                del self.out[lease.entry.sequence]
+                key = self.key(lease.entry.key)
+                self.has_done(key)
+                del self.out[key]
             if house.core.checkpoint == house.last and not house.core.retrying:
                 break
-        everything = set(range(1, house.last + 1))
+        everything = self.here(range(1, house.last + 1))
         assert house.core.checkpoint == house.last
-        assert everything <= self.done() | house.core.parked.keys() | self.replayed
+        assert everything <= self.done() | house.core.aside.sizes.keys() | self.replayed
         assert house.core.retrying == house.core.outstanding == 0
 
 
 GroupMachine.TestCase.settings = hypothesis_settings(
-    max_examples=25, stateful_step_count=40, deadline=None
+    max_examples=30, stateful_step_count=40, deadline=None
 )
 TestGroupMachine = GroupMachine.TestCase

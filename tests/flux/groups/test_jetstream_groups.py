@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from aither_sdk.errors import Unavailable
-from flux_svc.groups.base import Parked
+from flux_svc.groups.base import Parked, ParkedKey
 from flux_svc.groups.jetstream import journal
 from flux_svc.groups.jetstream.groups import JetStreamGroups
 from flux_svc.groups.jetstream.journal import Book, bodies_of
 from flux_svc.groups.jetstream.parcel import Parcel, pack, piece_of, pieces, unpack
-from flux_svc.groups.jetstream.place import Place
+from flux_svc.groups.jetstream.place import FRAME_BYTES, Place
 from flux_svc.groups.jetstream.store import JetStreamStore
 from flux_svc.groups.local.store import Change, Header, PendingRow
 from flux_svc.logs.jetstream import JetStreamLog
@@ -27,6 +29,7 @@ from tests.conformance.log_house import events
 from tests.nats_server import NatsServer, nats_server
 
 HEADER = Header(b"settings", "epoch", 5, 1, 2, 3, 4)
+ONE = ParkedKey(1, "epoch")
 _names = itertools.count()
 
 
@@ -173,7 +176,7 @@ async def term(place: Place, wire: Wire, ended: list[str] | None = None) -> JetS
 
 
 def row(sequence: int, attempts: int = 1) -> PendingRow:
-    return PendingRow(sequence, attempts, 0, False, "why")
+    return PendingRow(sequence, attempts, 0, "why")
 
 
 async def test_a_keeper_that_was_replaced_stores_nothing(server: NatsServer) -> None:
@@ -182,7 +185,7 @@ async def test_a_keeper_that_was_replaced_stores_nothing(server: NatsServer) -> 
         old = await term(place, wire, ended)
         await old.write(Change("g", header=HEADER, pending=[row(1)]))
         new = await term(place, wire)
-        parked = Parked(1, b"frame", 1, "why", 7)
+        parked = Parked(ONE, b"frame", 1, "why", 7)
         for change in (
             Change("g", header=replace(HEADER, position=9)),
             Change("g", parked=[parked], done=[1]),
@@ -206,16 +209,16 @@ async def test_an_event_whose_keeper_died_while_parking_it_is_parked_once(
         store = await term(place, wire)
         await store.write(Change("g", header=HEADER, pending=[row(1), row(2)]))
         # Only the copy: the change that takes the row away was never stored.
-        await store._park(store._books["g"], "g", Parked(1, b"one", 3, "it is poison; ü\n", 7))
+        await store._park(store._books["g"], "g", Parked(ONE, b"one", 3, "it is poison; ü\n", 7))
         store = await term(place, wire)
         stored = (await store.load())["g"]
-        assert (list(stored.pending), stored.parked) == ([row(2)], {1: 3})
-        again = Parked(1, b"other", 4, "again", 8)
+        assert (list(stored.pending), stored.parked) == ([row(2)], {ONE: 3})
+        again = Parked(ONE, b"other", 4, "again", 8)
         await store.write(Change("g", header=HEADER, parked=[again], done=[1]))
         store = await term(place, wire)
-        assert (await store.load())["g"].parked == {1: 5}
-        assert await store.parked("g", [1, 2], max_bytes=10) == [again]
-        await store.write(Change("g", unparked=[1]))
+        assert (await store.load())["g"].parked == {ONE: 5}
+        assert await store.parked("g", [ONE, ParkedKey(2, "epoch")], max_bytes=10) == [again]
+        await store.write(Change("g", unparked=[ONE]))
         assert (await (await term(place, wire)).load())["g"].parked == {}
 
 
@@ -224,7 +227,7 @@ async def test_a_group_that_is_deleted_leaves_nothing_to_the_next_of_its_name(
 ) -> None:
     async with stores(server) as (place, wire):
         store = await term(place, wire)
-        parked = Parked(1, b"one", 3, "", 7)
+        parked = Parked(ONE, b"one", 3, "", 7)
         await store.write(Change("g", header=HEADER, parked=[parked], pending=[row(2)]))
         await store.write(Change("g", delete=True))
         assert await (await term(place, wire)).load() == {}
@@ -256,8 +259,10 @@ async def test_a_journal_stays_short_and_tells_the_same(
 
 
 def test_a_change_in_parts_counts_only_with_the_last_of_them() -> None:
-    rows = [PendingRow(n, 1, 0, False, "r" * 1000) for n in range(500)]
-    bodies = bodies_of(Change("g", pending=rows, done=[7_000]), HEADER, [row(900), row(3)], "a")
+    rows = [PendingRow(n, 1, 0, "r" * 1000) for n in range(500)]
+    bodies = bodies_of(
+        Change("g", pending=rows, done=[7_000]), HEADER, "epoch", [row(900), row(3)], "a"
+    )
     assert len(bodies) > 3
     assert max(map(len, bodies)) < 2**18
     whole, torn = Book(), Book()
@@ -268,8 +273,48 @@ def test_a_change_in_parts_counts_only_with_the_last_of_them() -> None:
     assert {one.sequence for one, _ in whole.rows.values()} == {*range(500), 900}
     for at, body in enumerate(bodies[:-1], 1):
         torn.read(body, at)
-    torn.read(bodies_of(Change("g", pending=[row(1)]), HEADER, [], "b")[0], 99)
+    torn.read(bodies_of(Change("g", pending=[row(1)]), HEADER, "epoch", [], "b")[0], 99)
     assert list(torn.rows) == [1]
+
+
+async def test_what_the_first_version_wrote_is_read_as_it_was_meant(server: NatsServer) -> None:
+    header = ["cw==", "epoch", 9, 0, 0, 0, 0]
+    entries: list[dict[str, Any]] = [
+        {"rows": [[5, 2, 0, False, "why"], [1, 1, 0, True, ""], [2, 1, 0, True, ""]]},
+        {"rows": [[6, 1, 0, False, ""]], "done": [2]},
+    ]
+    async with stores(server) as (place, wire):
+        for n, entry in enumerate(entries):
+            body = {"id": f"a{n}", "more": False, "clear": False, "done": [], "header": header}
+            await wire.post(place.journal("g"), json.dumps({**body, **entry}).encode(), {})
+        for n in (1, 3):  # copies that lie under their sequence alone
+            headers = {"Aither-Attempts": "3", "Aither-Parked-Ns": "7", FRAME_BYTES: "3"}
+            await wire.post(place.parked("g", str(n)), b"old", headers)
+        store = await term(place, wire)
+        stored = (await store.load())["g"]
+        three = ParkedKey(3, "epoch")
+        assert list(stored.pending) == [
+            PendingRow(ONE, 1, 0, ""),
+            row(5, 2),
+            PendingRow(6, 1, 0, ""),
+        ]
+        assert stored.parked == {ONE: 3, three: 3}
+        # They stay what they are when the group goes on in another log, however often it is read.
+        seek = Change("g", header=replace(HEADER, epoch="other"), clear_pending=True)
+        await store.write(seek)
+        new = Parked(ParkedKey(1, "other"), b"other", 1, "new", 8)
+        await store.write(Change("g", header=seek.header, parked=[new]))
+        for _ in range(2):
+            store = await term(place, wire)
+            assert (await store.load())["g"].parked == {ONE: 3, three: 3, new.key: 5}
+            await store.write(Change("g", header=seek.header))
+        assert (await store.parked("g", [ONE], max_bytes=9))[0].frame == b"old"
+        await store.write(Change("g", unparked=[ONE]))
+        again = Parked(three, b"again", 1, "", 9)
+        await store.write(Change("g", parked=[again]))
+        store = await term(place, wire)
+        assert (await store.load())["g"].parked == {three: 5, new.key: 5}
+        assert await store.parked("g", [new.key, three], max_bytes=99) == [new, again]
 
 
 def test_parcels_come_through_in_pieces_as_they_were() -> None:

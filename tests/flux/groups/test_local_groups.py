@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.message import DecodeError
 
 from aither.flux.v1.flux_service_pb2 import NACK_ACTION_PARK
 from aither_sdk.errors import AlreadyExists, DataLoss, FailedPrecondition, ResourceExhausted
-from flux_svc.groups.base import Parked
+from flux_svc.groups.base import BEFORE_ALL, Parked, ParkedKey
 from flux_svc.groups.local import group as group_module
 from flux_svc.groups.local.groups import LocalGroups
 from flux_svc.groups.local.sqlite_store import FILE_NAME, SqliteStore
@@ -96,6 +97,37 @@ async def test_a_full_disk_stops_deliveries_and_forgets_no_ack() -> None:
     assert [row.sequence for row in (await store.load())["work"].pending] == [3, 4]
 
 
+class TightStore(MemoryStore):
+    """A disk with room for rows and for no copy."""
+
+    tight = True
+
+    async def write(self, change: Change) -> None:
+        if self.tight and change.parked:
+            raise ResourceExhausted("no space", reason="DISK_FULL", retry_after_s=5.0)
+        await super().write(change)
+
+
+async def test_what_cannot_be_put_aside_holds_up_no_ack_and_no_other_event() -> None:
+    log, store = MemoryLog(), TightStore()
+    async with over(log, store) as groups:
+        await log.append(events(6))
+        await groups.create(group(max_outstanding_events=3))
+        reader = await join(groups)
+        found = await reader.deliveries(3)
+        await reader.member.nack(ack_ids(found[:1]), NACK_ACTION_PARK)
+        await reader.member.ack(ack_ids(found[1:]))
+        await reader.member.ack(ack_ids(await reader.deliveries(3)))
+        async with asyncio.timeout(10):
+            while [row.sequence for row in (await store.load())["work"].pending] != [1]:
+                await asyncio.sleep(0.01)
+        state = (await groups.get("work"))[1]
+        assert (state.checkpoint_sequence, state.retrying_events, state.parked_events) == (0, 1, 0)
+        store.tight = False
+        await until_checkpoint(groups, 6)
+        assert (await groups.get("work"))[1].parked_events == 1
+
+
 async def test_events_that_cannot_be_read_are_counted_and_block_nobody() -> None:
     log = SickLog(2, 3)
     async with over(log, MemoryStore()) as groups:
@@ -116,7 +148,7 @@ async def test_a_group_that_is_ahead_of_its_log_goes_back_to_its_end() -> None:
     log, store = MemoryLog(), MemoryStore()
     await log.append(events(3))
     header = Header(group().SerializeToString(deterministic=True), log.epoch, 9)
-    rows = [PendingRow(n, 1, 0, False, "") for n in (2, 8)]
+    rows = [PendingRow(n, 1, 0, "") for n in (2, 8)]
     await store.write(Change("work", header=header, pending=rows))
     async with over(log, store) as groups:
         reader = await join(groups)
@@ -125,18 +157,39 @@ async def test_a_group_that_is_ahead_of_its_log_goes_back_to_its_end() -> None:
         assert sequences(await reader.deliveries(2)) == [4, 5]
 
 
+async def test_groups_that_cannot_be_opened_leave_nothing_behind() -> None:
+    """One of them is ahead of its log, which cannot be put right; another one cannot be read."""
+    log, store = MemoryLog(), FullStore()
+    settings = group().SerializeToString(deterministic=True)
+    await store.write(Change("fine", header=Header(settings, log.epoch, 0)))
+    await store.write(Change("wrong", header=Header(settings, log.epoch, 9)))
+    before = asyncio.all_tasks()
+    store.full = True
+    with pytest.raises(ResourceExhausted):
+        await LocalGroups.open(log, store)
+    store.full = False
+    await store.write(Change("wrong", header=Header(b"\xff", log.epoch, 0)))
+    with pytest.raises(DecodeError):
+        await LocalGroups.open(log, store)
+    assert asyncio.all_tasks() == before
+    await log.append(events(1))  # nobody listens who should not
+    await store.write(Change("wrong", delete=True))
+    async with over(log, store) as groups:
+        assert (await groups.get("fine"))[1].lag_events == 1
+
+
 async def test_a_group_of_another_log_parks_nothing_of_this_one() -> None:
     log, store = MemoryLog(), MemoryStore()
     await log.append(events(1))
     settings = group(max_deliveries=1).SerializeToString()
-    row = PendingRow(1, 1, 0, False, "")
+    row = PendingRow(1, 1, 0, "")
     await store.write(Change("work", header=Header(settings, "of before", 1), pending=[row]))
     async with over(log, store) as groups:
         # Its task has had its turns when it has answered.
         assert await groups.delete_parked("work", [7]) == 0
         await asyncio.sleep(0)
         assert await groups.delete_parked("work", [7]) == 0
-        assert await groups.list_parked("work", 0, 10) == []
+        assert await groups.list_parked("work", BEFORE_ALL, 10) == []
         await groups.seek("work", 0)
         reader = await join(groups)
         assert [one.attempt for one in await reader.deliveries(1)] == [1]
@@ -223,7 +276,12 @@ async def test_a_change_too_large_for_the_disk_is_refused_alone(tmp_path: Path) 
     store = await SqliteStore.open(tmp_path, max_file_bytes=2**17)
     header = Header(b"settings", "epoch", 1)
     await store.write(Change("a", header=header, durable=True))
-    large = Change("a", parked=[Parked(1, b"x" * 2**18, 1, "why", 5)], done=[1], durable=True)
+    large = Change(
+        "a",
+        parked=[Parked(ParkedKey(1, "epoch"), b"x" * 2**18, 1, "why", 5)],
+        done=[1],
+        durable=True,
+    )
     small = Change("b", header=header)
     outcomes = await asyncio.gather(store.write(large), store.write(small), return_exceptions=True)
     assert isinstance(outcomes[0], ResourceExhausted)
@@ -240,20 +298,24 @@ async def test_a_change_too_large_for_the_disk_is_refused_alone(tmp_path: Path) 
 async def test_what_is_stored_is_found_again(tmp_path: Path) -> None:
     store = await SqliteStore.open(tmp_path)
     header = Header(b"s", "e", 2**62, 3, 4, 5, 6)
-    rows = [PendingRow(2, 1, 77, False, "ü"), PendingRow(2**62, 4, 0, True, "")]
-    aside = [Parked(7, b"\0frame", 5, "poison", 99), Parked(9, b"y" * 100, 1, "", 1)]
+    rows = [PendingRow(2, 1, 77, "ü"), PendingRow(ParkedKey(2**62, "old"), 4, 0, "")]
+    keys = [ParkedKey(7, "e"), ParkedKey(7, "old"), ParkedKey(9, "e")]
+    aside = [Parked(key, b"\0frame", 5, f"poison of {key.epoch}", 99) for key in keys]
     await store.write(Change("g", header=header, pending=rows, parked=aside))
     await store.write(Change("h", header=header, pending=rows))
     await store.write(Change("h", delete=True))
-    await store.write(Change("g", done=[2], unparked=[9]))
+    await store.write(Change("g", done=[2], unparked=keys[2:]))
     await store.close()
     store = await SqliteStore.open(tmp_path)
     found = await store.load()
     assert found.keys() == {"g"}
     assert found["g"].header == header
     assert found["g"].pending == rows[1:]
-    assert found["g"].parked == {7: 6}
-    assert await store.parked("g", [1, 7, 9], max_bytes=1) == aside[:1]
+    assert found["g"].parked == dict.fromkeys(keys[:2], 6)
+    asked = [ParkedKey(1, "e"), *keys]
+    assert await store.parked("g", asked, max_bytes=1) == aside[:1]
+    assert await store.parked("g", asked, max_bytes=99) == aside[:2]
+    assert await store.parked("g", keys[1:], max_bytes=99) == aside[1:2]
     await store.close()
 
 

@@ -28,7 +28,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%aither/flux/v1/consumer_service.proto\x12\x0e\x61ither.flux.v1\x1a\x1a\x61ither/flux/v1/event.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd3\x02\n\x08\x43onsumer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x02 \x03(\t\x12\x38\n\x15\x61\x63k_deadline_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0emax_deliveries\x18\x04 \x01(\r\x12\x34\n\x11\x62\x61\x63koff_durations\x18\x05 \x03(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\texclusive\x18\x06 \x01(\x08\x12\x1e\n\x16max_outstanding_events\x18\x07 \x01(\r\x12!\n\x14start_after_sequence\x18\x08 \x01(\x04H\x00\x88\x01\x01\x12\x31\n\x0elease_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationB\x17\n\x15_start_after_sequence\"\xa1\x02\n\rConsumerState\x12\x1b\n\x13\x63heckpoint_sequence\x18\x01 \x01(\x04\x12\x12\n\nlag_events\x18\x02 \x01(\x04\x12\x1a\n\x12outstanding_events\x18\x03 \x01(\r\x12\x15\n\rparked_events\x18\x04 \x01(\r\x12/\n\x07members\x18\x05 \x03(\x0b\x32\x1e.aither.flux.v1.ConsumerMember\x12\x17\n\x0fretrying_events\x18\x06 \x01(\r\x12\x14\n\x0cleader_epoch\x18\x07 \x01(\x04\x12\x18\n\x10\x64\x65livered_events\x18\x08 \x01(\x04\x12\x1b\n\x13\x61\x63knowledged_events\x18\t \x01(\x04\x12\x15\n\rmissed_events\x18\n \x01(\x04\"~\n\x0e\x43onsumerMember\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12outstanding_events\x18\x02 \x01(\r\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x32\n\x0e\x63onnected_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x01\n\x0bParkedEvent\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.aither.flux.v1.Event\x12\x10\n\x08\x61ttempts\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12/\n\x0bparked_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"C\n\x15\x43reateConsumerRequest\x12*\n\x08\x63onsumer\x18\x01 \x01(\x0b\x32\x18.aither.flux.v1.Consumer\"D\n\x16\x43reateConsumerResponse\x12*\n\x08\x63onsumer\x18\x01 \x01(\x0b\x32\x18.aither.flux.v1.Consumer\"t\n\x15UpdateConsumerRequest\x12*\n\x08\x63onsumer\x18\x01 \x01(\x0b\x32\x18.aither.flux.v1.Consumer\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"D\n\x16UpdateConsumerResponse\x12*\n\x08\x63onsumer\x18\x01 \x01(\x0b\x32\x18.aither.flux.v1.Consumer\"%\n\x15\x44\x65leteConsumerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteConsumerResponse\"\"\n\x12GetConsumerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"o\n\x13GetConsumerResponse\x12*\n\x08\x63onsumer\x18\x01 \x01(\x0b\x32\x18.aither.flux.v1.Consumer\x12,\n\x05state\x18\x02 \x01(\x0b\x32\x1d.aither.flux.v1.ConsumerState\"=\n\x14ListConsumersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x15ListConsumersResponse\x12+\n\tconsumers\x18\x01 \x03(\x0b\x32\x18.aither.flux.v1.Consumer\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x13SeekConsumerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04H\x00\x12-\n\x07\x61t_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x42\x08\n\x06target\"3\n\x14SeekConsumerResponse\x12\x1b\n\x13\x63heckpoint_sequence\x18\x01 \x01(\x04\"H\n\x11ListParkedRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x12ListParkedResponse\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.aither.flux.v1.ParkedEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x13ReplayParkedRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tsequences\x18\x02 \x03(\x04\"/\n\x14ReplayParkedResponse\x12\x17\n\x0freplayed_events\x18\x01 \x01(\r\"6\n\x13\x44\x65leteParkedRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tsequences\x18\x02 \x03(\x04\".\n\x14\x44\x65leteParkedResponse\x12\x16\n\x0e\x64\x65leted_events\x18\x01 \x01(\r2\xd0\x06\n\x0f\x43onsumerService\x12_\n\x0e\x43reateConsumer\x12%.aither.flux.v1.CreateConsumerRequest\x1a&.aither.flux.v1.CreateConsumerResponse\x12_\n\x0eUpdateConsumer\x12%.aither.flux.v1.UpdateConsumerRequest\x1a&.aither.flux.v1.UpdateConsumerResponse\x12_\n\x0e\x44\x65leteConsumer\x12%.aither.flux.v1.DeleteConsumerRequest\x1a&.aither.flux.v1.DeleteConsumerResponse\x12V\n\x0bGetConsumer\x12\".aither.flux.v1.GetConsumerRequest\x1a#.aither.flux.v1.GetConsumerResponse\x12\\\n\rListConsumers\x12$.aither.flux.v1.ListConsumersRequest\x1a%.aither.flux.v1.ListConsumersResponse\x12Y\n\x0cSeekConsumer\x12#.aither.flux.v1.SeekConsumerRequest\x1a$.aither.flux.v1.SeekConsumerResponse\x12S\n\nListParked\x12!.aither.flux.v1.ListParkedRequest\x1a\".aither.flux.v1.ListParkedResponse\x12Y\n\x0cReplayParked\x12#.aither.flux.v1.ReplayParkedRequest\x1a$.aither.flux.v1.ReplayParkedResponse\x12Y\n\x0c\x44\x65leteParked\x12#.aither.flux.v1.DeleteParkedRequest\x1a$.aither.flux.v1.DeleteParkedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%aither/flux/v1/consumer_service.proto\x12\x0e\x61ither.flux.v1\x1a\x1a\x61ither/flux/v1/event.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd3\x02\n\x08\x43onsumer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x02 \x03(\t\x12\x38\n\x15\x61\x63k_deadline_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0emax_deliveries\x18\x04 \x01(\r\x12\x34\n\x11\x62\x61\x63koff_durations\x18\x05 \x03(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\texclusive\x18\x06 \x01(\x08\x12\x1e\n\x16max_outstanding_events\x18\x07 \x01(\r\x12!\n\x14start_after_sequence\x18\x08 \x01(\x04H\x00\x88\x01\x01\x12\x31\n\x0elease_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationB\x17\n\x15_start_after_sequence\"\xb0\x02\n\rConsumerState\x12\x1b\n\x13\x63heckpoint_sequence\x18\x01 \x01(\x04\x12\x12\n\nlag_events\x18\x02 \x01(\x04\x12\x1a\n\x12outstanding_events\x18\x03 \x01(\r\x12\x15\n\rparked_events\x18\x04 \x01(\r\x12/\n\x07members\x18\x05 \x03(\x0b\x32\x1e.aither.flux.v1.ConsumerMember\x12\x17\n\x0fretrying_events\x18\x06 \x01(\r\x12\x14\n\x0cleader_epoch\x18\x07 \x01(\x04\x12\x18\n\x10\x64\x65livered_events\x18\x08 \x01(\x04\x12\x1b\n\x13\x61\x63knowledged_events\x18\t \x01(\x04\x12\x15\n\rmissed_events\x18\n \x01(\x04\x12\r\n\x05\x65poch\x18\x0b \x01(\t\"~\n\x0e\x43onsumerMember\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12outstanding_events\x18\x02 \x01(\r\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x32\n\x0e\x63onnected_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x95\x01\n\x0bParkedEvent\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.aither.flux.v1.Event\x12\x10\n\x08\x61ttempts\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12/\n\x0bparked_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x05 \x01(\t\"C\n\x15\x43reateConsumerRequest\x12*\n\x08\x63onsumer\x18\x01 \x01(\x0b\x32\x18.aither.flux.v1.Consumer\"D\n\x16\x43reateConsumerResponse\x12*\n\x08\x63onsumer\x18\x01 \x01(\x0b\x32\x18.aither.flux.v1.Consumer\"t\n\x15UpdateConsumerRequest\x12*\n\x08\x63onsumer\x18\x01 \x01(\x0b\x32\x18.aither.flux.v1.Consumer\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"D\n\x16UpdateConsumerResponse\x12*\n\x08\x63onsumer\x18\x01 \x01(\x0b\x32\x18.aither.flux.v1.Consumer\"%\n\x15\x44\x65leteConsumerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteConsumerResponse\"\"\n\x12GetConsumerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"o\n\x13GetConsumerResponse\x12*\n\x08\x63onsumer\x18\x01 \x01(\x0b\x32\x18.aither.flux.v1.Consumer\x12,\n\x05state\x18\x02 \x01(\x0b\x32\x1d.aither.flux.v1.ConsumerState\"=\n\x14ListConsumersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x15ListConsumersResponse\x12+\n\tconsumers\x18\x01 \x03(\x0b\x32\x18.aither.flux.v1.Consumer\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x13SeekConsumerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04H\x00\x12-\n\x07\x61t_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x42\x08\n\x06target\"3\n\x14SeekConsumerResponse\x12\x1b\n\x13\x63heckpoint_sequence\x18\x01 \x01(\x04\"H\n\x11ListParkedRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x12ListParkedResponse\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.aither.flux.v1.ParkedEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"E\n\x13ReplayParkedRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tsequences\x18\x02 \x03(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\t\"/\n\x14ReplayParkedResponse\x12\x17\n\x0freplayed_events\x18\x01 \x01(\r\"E\n\x13\x44\x65leteParkedRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tsequences\x18\x02 \x03(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\t\".\n\x14\x44\x65leteParkedResponse\x12\x16\n\x0e\x64\x65leted_events\x18\x01 \x01(\r2\xd0\x06\n\x0f\x43onsumerService\x12_\n\x0e\x43reateConsumer\x12%.aither.flux.v1.CreateConsumerRequest\x1a&.aither.flux.v1.CreateConsumerResponse\x12_\n\x0eUpdateConsumer\x12%.aither.flux.v1.UpdateConsumerRequest\x1a&.aither.flux.v1.UpdateConsumerResponse\x12_\n\x0e\x44\x65leteConsumer\x12%.aither.flux.v1.DeleteConsumerRequest\x1a&.aither.flux.v1.DeleteConsumerResponse\x12V\n\x0bGetConsumer\x12\".aither.flux.v1.GetConsumerRequest\x1a#.aither.flux.v1.GetConsumerResponse\x12\\\n\rListConsumers\x12$.aither.flux.v1.ListConsumersRequest\x1a%.aither.flux.v1.ListConsumersResponse\x12Y\n\x0cSeekConsumer\x12#.aither.flux.v1.SeekConsumerRequest\x1a$.aither.flux.v1.SeekConsumerResponse\x12S\n\nListParked\x12!.aither.flux.v1.ListParkedRequest\x1a\".aither.flux.v1.ListParkedResponse\x12Y\n\x0cReplayParked\x12#.aither.flux.v1.ReplayParkedRequest\x1a$.aither.flux.v1.ReplayParkedResponse\x12Y\n\x0c\x44\x65leteParked\x12#.aither.flux.v1.DeleteParkedRequest\x1a$.aither.flux.v1.DeleteParkedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,47 +38,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONSUMER']._serialized_start=185
   _globals['_CONSUMER']._serialized_end=524
   _globals['_CONSUMERSTATE']._serialized_start=527
-  _globals['_CONSUMERSTATE']._serialized_end=816
-  _globals['_CONSUMERMEMBER']._serialized_start=818
-  _globals['_CONSUMERMEMBER']._serialized_end=944
-  _globals['_PARKEDEVENT']._serialized_start=947
-  _globals['_PARKEDEVENT']._serialized_end=1081
-  _globals['_CREATECONSUMERREQUEST']._serialized_start=1083
-  _globals['_CREATECONSUMERREQUEST']._serialized_end=1150
-  _globals['_CREATECONSUMERRESPONSE']._serialized_start=1152
-  _globals['_CREATECONSUMERRESPONSE']._serialized_end=1220
-  _globals['_UPDATECONSUMERREQUEST']._serialized_start=1222
-  _globals['_UPDATECONSUMERREQUEST']._serialized_end=1338
-  _globals['_UPDATECONSUMERRESPONSE']._serialized_start=1340
-  _globals['_UPDATECONSUMERRESPONSE']._serialized_end=1408
-  _globals['_DELETECONSUMERREQUEST']._serialized_start=1410
-  _globals['_DELETECONSUMERREQUEST']._serialized_end=1447
-  _globals['_DELETECONSUMERRESPONSE']._serialized_start=1449
-  _globals['_DELETECONSUMERRESPONSE']._serialized_end=1473
-  _globals['_GETCONSUMERREQUEST']._serialized_start=1475
-  _globals['_GETCONSUMERREQUEST']._serialized_end=1509
-  _globals['_GETCONSUMERRESPONSE']._serialized_start=1511
-  _globals['_GETCONSUMERRESPONSE']._serialized_end=1622
-  _globals['_LISTCONSUMERSREQUEST']._serialized_start=1624
-  _globals['_LISTCONSUMERSREQUEST']._serialized_end=1685
-  _globals['_LISTCONSUMERSRESPONSE']._serialized_start=1687
-  _globals['_LISTCONSUMERSRESPONSE']._serialized_end=1780
-  _globals['_SEEKCONSUMERREQUEST']._serialized_start=1782
-  _globals['_SEEKCONSUMERREQUEST']._serialized_end=1900
-  _globals['_SEEKCONSUMERRESPONSE']._serialized_start=1902
-  _globals['_SEEKCONSUMERRESPONSE']._serialized_end=1953
-  _globals['_LISTPARKEDREQUEST']._serialized_start=1955
-  _globals['_LISTPARKEDREQUEST']._serialized_end=2027
-  _globals['_LISTPARKEDRESPONSE']._serialized_start=2029
-  _globals['_LISTPARKEDRESPONSE']._serialized_end=2119
-  _globals['_REPLAYPARKEDREQUEST']._serialized_start=2121
-  _globals['_REPLAYPARKEDREQUEST']._serialized_end=2175
-  _globals['_REPLAYPARKEDRESPONSE']._serialized_start=2177
-  _globals['_REPLAYPARKEDRESPONSE']._serialized_end=2224
-  _globals['_DELETEPARKEDREQUEST']._serialized_start=2226
-  _globals['_DELETEPARKEDREQUEST']._serialized_end=2280
-  _globals['_DELETEPARKEDRESPONSE']._serialized_start=2282
-  _globals['_DELETEPARKEDRESPONSE']._serialized_end=2328
-  _globals['_CONSUMERSERVICE']._serialized_start=2331
-  _globals['_CONSUMERSERVICE']._serialized_end=3179
+  _globals['_CONSUMERSTATE']._serialized_end=831
+  _globals['_CONSUMERMEMBER']._serialized_start=833
+  _globals['_CONSUMERMEMBER']._serialized_end=959
+  _globals['_PARKEDEVENT']._serialized_start=962
+  _globals['_PARKEDEVENT']._serialized_end=1111
+  _globals['_CREATECONSUMERREQUEST']._serialized_start=1113
+  _globals['_CREATECONSUMERREQUEST']._serialized_end=1180
+  _globals['_CREATECONSUMERRESPONSE']._serialized_start=1182
+  _globals['_CREATECONSUMERRESPONSE']._serialized_end=1250
+  _globals['_UPDATECONSUMERREQUEST']._serialized_start=1252
+  _globals['_UPDATECONSUMERREQUEST']._serialized_end=1368
+  _globals['_UPDATECONSUMERRESPONSE']._serialized_start=1370
+  _globals['_UPDATECONSUMERRESPONSE']._serialized_end=1438
+  _globals['_DELETECONSUMERREQUEST']._serialized_start=1440
+  _globals['_DELETECONSUMERREQUEST']._serialized_end=1477
+  _globals['_DELETECONSUMERRESPONSE']._serialized_start=1479
+  _globals['_DELETECONSUMERRESPONSE']._serialized_end=1503
+  _globals['_GETCONSUMERREQUEST']._serialized_start=1505
+  _globals['_GETCONSUMERREQUEST']._serialized_end=1539
+  _globals['_GETCONSUMERRESPONSE']._serialized_start=1541
+  _globals['_GETCONSUMERRESPONSE']._serialized_end=1652
+  _globals['_LISTCONSUMERSREQUEST']._serialized_start=1654
+  _globals['_LISTCONSUMERSREQUEST']._serialized_end=1715
+  _globals['_LISTCONSUMERSRESPONSE']._serialized_start=1717
+  _globals['_LISTCONSUMERSRESPONSE']._serialized_end=1810
+  _globals['_SEEKCONSUMERREQUEST']._serialized_start=1812
+  _globals['_SEEKCONSUMERREQUEST']._serialized_end=1930
+  _globals['_SEEKCONSUMERRESPONSE']._serialized_start=1932
+  _globals['_SEEKCONSUMERRESPONSE']._serialized_end=1983
+  _globals['_LISTPARKEDREQUEST']._serialized_start=1985
+  _globals['_LISTPARKEDREQUEST']._serialized_end=2057
+  _globals['_LISTPARKEDRESPONSE']._serialized_start=2059
+  _globals['_LISTPARKEDRESPONSE']._serialized_end=2149
+  _globals['_REPLAYPARKEDREQUEST']._serialized_start=2151
+  _globals['_REPLAYPARKEDREQUEST']._serialized_end=2220
+  _globals['_REPLAYPARKEDRESPONSE']._serialized_start=2222
+  _globals['_REPLAYPARKEDRESPONSE']._serialized_end=2269
+  _globals['_DELETEPARKEDREQUEST']._serialized_start=2271
+  _globals['_DELETEPARKEDREQUEST']._serialized_end=2340
+  _globals['_DELETEPARKEDRESPONSE']._serialized_start=2342
+  _globals['_DELETEPARKEDRESPONSE']._serialized_end=2388
+  _globals['_CONSUMERSERVICE']._serialized_start=2391
+  _globals['_CONSUMERSERVICE']._serialized_end=3239
 # @@protoc_insertion_point(module_scope)

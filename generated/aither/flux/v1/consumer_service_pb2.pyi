@@ -104,6 +104,7 @@ class ConsumerState(_message.Message):
     DELIVERED_EVENTS_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGED_EVENTS_FIELD_NUMBER: _builtins.int
     MISSED_EVENTS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     checkpoint_sequence: _builtins.int
     """Everything up to this is acknowledged or parked."""
     lag_events: _builtins.int
@@ -124,6 +125,10 @@ class ConsumerState(_message.Message):
     """Gone from the log before they were delivered: trimmed, expired or unreadable. Matching or not,
     where nobody knows any more what they were.
     """
+    epoch: _builtins.str
+    """Of the log that `checkpoint_sequence` belongs to. Another one than Flux serves: the group waits
+    for SeekConsumer (EPOCH_MISMATCH).
+    """
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConsumerMember]:
         """Members that are connected."""
@@ -141,10 +146,11 @@ class ConsumerState(_message.Message):
         delivered_events: _builtins.int = ...,
         acknowledged_events: _builtins.int = ...,
         missed_events: _builtins.int = ...,
+        epoch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_events", b"acknowledged_events", "checkpoint_sequence", b"checkpoint_sequence", "delivered_events", b"delivered_events", "lag_events", b"lag_events", "leader_epoch", b"leader_epoch", "members", b"members", "missed_events", b"missed_events", "outstanding_events", b"outstanding_events", "parked_events", b"parked_events", "retrying_events", b"retrying_events"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_events", b"acknowledged_events", "checkpoint_sequence", b"checkpoint_sequence", "delivered_events", b"delivered_events", "epoch", b"epoch", "lag_events", b"lag_events", "leader_epoch", b"leader_epoch", "members", b"members", "missed_events", b"missed_events", "outstanding_events", b"outstanding_events", "parked_events", b"parked_events", "retrying_events", b"retrying_events"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -196,10 +202,15 @@ class ParkedEvent(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     PARKED_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     attempts: _builtins.int
     """How often it was delivered."""
     reason: _builtins.str
     """Why it was parked."""
+    epoch: _builtins.str
+    """Of the log that `event.sequence` belongs to: another one than the group's (`ConsumerState.epoch`)
+    after a seek into another log, whose sequences may be the same.
+    """
     @_builtins.property
     def event(self) -> _event_pb2.Event:
         """The event."""
@@ -215,10 +226,11 @@ class ParkedEvent(_message.Message):
         attempts: _builtins.int = ...,
         reason: _builtins.str = ...,
         parked_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "parked_time", b"parked_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "event", b"event", "parked_time", b"parked_time", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "epoch", b"epoch", "event", b"event", "parked_time", b"parked_time", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -569,7 +581,7 @@ class ListParkedResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParkedEvent]:
-        """Ordered by sequence."""
+        """Ordered by sequence, and by epoch where several logs have the same."""
 
     def __init__(
         self,
@@ -593,8 +605,11 @@ class ReplayParkedRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The group."""
+    epoch: _builtins.str
+    """Of the log that the sequences belong to. Unset: the group's own; without sequences, every log."""
     @_builtins.property
     def sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Which; none: all."""
@@ -604,10 +619,11 @@ class ReplayParkedRequest(_message.Message):
         *,
         name: _builtins.str = ...,
         sequences: _abc.Iterable[_builtins.int] | None = ...,
+        epoch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "sequences", b"sequences"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "name", b"name", "sequences", b"sequences"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -643,8 +659,11 @@ class DeleteParkedRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The group."""
+    epoch: _builtins.str
+    """Of the log that the sequences belong to. Unset: the group's own; without sequences, every log."""
     @_builtins.property
     def sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Which; none: all."""
@@ -654,10 +673,11 @@ class DeleteParkedRequest(_message.Message):
         *,
         name: _builtins.str = ...,
         sequences: _abc.Iterable[_builtins.int] | None = ...,
+        epoch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "sequences", b"sequences"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "name", b"name", "sequences", b"sequences"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1283,10 +1283,15 @@ class Delivery(_message.Message):
     EVENT_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     ack_id: _builtins.str
     """Names this delivery in ack, nack and extend."""
     attempt: _builtins.int
     """1 for the first delivery; counts those that ended in a crash, too."""
+    epoch: _builtins.str
+    """Of the log that `event.sequence` belongs to, where that is not the log of `ConsumeOpened.epoch`:
+    a parked event of another log is replayed. Unset: it is the same.
+    """
     @_builtins.property
     def event(self) -> _event_pb2.Event:
         """What to handle."""
@@ -1302,10 +1307,11 @@ class Delivery(_message.Message):
         event: _event_pb2.Event | None = ...,
         attempt: _builtins.int = ...,
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time", "event", b"event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_id", b"ack_id", "attempt", b"attempt", "deadline_time", b"deadline_time", "event", b"event"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_id", b"ack_id", "attempt", b"attempt", "deadline_time", b"deadline_time", "epoch", b"epoch", "event", b"event"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
