@@ -94,6 +94,7 @@ bench: setup ## Run every benchmark, each beside its peers
 
 .PHONY: interop
 interop: setup ## Run the tests against real third-party tools; says what could not be had
+	@$(PY) -m tests.interop.tools
 	@code=0; $(PY) -m pytest -q -rs -m interop $(ARGS) || code=$$?; \
 		if [ $$code -eq 5 ]; then echo 'there are no interop tests to run'; else exit $$code; fi
 

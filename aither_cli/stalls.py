@@ -160,7 +160,7 @@ def in_full(told: Told) -> list[str]:
         ("cause", _cause(stall)),
         ("culprit", f"{_place(stall)}{f'   {source}' if source else ''}"),
         ("task", stall.task_name or "a bare callback"),
-        ("trace", trace_id(stall) or "none was open"),
+        ("trace", trace_id(stall) or _own_trace(stall)),
         ("figures", "; ".join(figures)),
     ]
     lines = [f"{name:<8} {printable(value)}" for name, value in rows]
@@ -216,7 +216,16 @@ def _spell_call(call: CallInFlight) -> str:
 
 def trace_id(stall: Stall) -> str:
     """Of the trace that it interrupted; empty where there was none."""
-    parts = stall.traceparent.split("-")
+    return _trace_of(stall.traceparent)
+
+
+def _own_trace(stall: Stall) -> str:
+    own = _trace_of(stall.stall_traceparent)
+    return f"none was open; its own is {own}" if own else "none was open"
+
+
+def _trace_of(traceparent: str) -> str:
+    parts = traceparent.split("-")
     return parts[1] if len(parts) == 4 else ""
 
 
@@ -279,7 +288,7 @@ def _show_table(found: list[Told]) -> None:
                 _cause(told.stall),
                 seconds(told.stall.stall_duration) + ("" if told.ended else ", open"),
                 _place(told.stall),
-                trace_id(told.stall) or "-",
+                trace_id(told.stall) or _trace_of(told.stall.stall_traceparent) or "-",
                 told.stall.stall_id[:_SHOWN_ID],
             )
         )

@@ -1,4 +1,4 @@
-"""The beat cell: one page of shared memory in which a process says how it is.
+"""The beat cell: two pages of shared memory in which a process says how it is.
 
 The loop writes, its watchdog thread writes, the witness process reads; no lock, no I/O, nothing
 that could make one wait for another. Each word has one writer.
@@ -10,7 +10,6 @@ import asyncio
 import mmap
 import os
 import struct
-import tempfile
 import threading
 import time
 import weakref
@@ -25,13 +24,15 @@ _LAYOUT = struct.Struct("<4sHHQQQQQ")
 _TURN, _AT_TURN = struct.Struct("<HH"), 4
 _WORD = struct.Struct("<Q")
 _SPAN = struct.Struct("<16s8s")
-_FACTS = struct.Struct("<QI")
-_MAGIC = b"ATH2"
-_SIZE = 4096
+_TEXT = struct.Struct("<QI")
+_MAGIC = b"ATH3"
+_SIZE = 8192
 # Each at a cache line of its own, so that a writer does not slow another down.
-_AT_WATCHDOG, _AT_COLLECTING, _AT_STOPPED, _AT_SPAN, _AT_FACTS = 64, 128, 192, 256, 320
+_AT_WATCHDOG, _AT_COLLECTING, _AT_STOPPED, _AT_SPAN = 64, 128, 192, 256
+_AT_FACTS, _AT_NOTE = 320, 4096
 _NO_SPAN = bytes(_SPAN.size)
-_FACTS_BYTES = _SIZE - _AT_FACTS - _FACTS.size
+_FACTS_BYTES = _AT_NOTE - _AT_FACTS - _TEXT.size
+NOTE_BYTES = _SIZE - _AT_NOTE - _TEXT.size
 
 BEAT_INTERVAL_S = 0.025
 BEAT_INTERVAL_NS = 25_000_000
@@ -74,7 +75,6 @@ class BeatCell:
         self.fd = fd
         self._map = mmap.mmap(fd, _SIZE)
         self._sequence = 0
-        self._facts = 0
         _cells.add(self)
 
     @classmethod
@@ -83,6 +83,8 @@ class BeatCell:
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create("aither-beat", os.MFD_CLOEXEC)
         else:
+            import tempfile  # of 15 modules
+
             fd, path = tempfile.mkstemp(prefix="aither-beat-")
             os.unlink(path)
         os.ftruncate(fd, _SIZE)
@@ -166,22 +168,24 @@ class BeatCell:
     def write_facts(self, facts: Mapping[str, bool]) -> None:
         """Named conditions of readiness. What does not fit into the page is left out."""
         text = "".join(f"{'+' if holds else '-'}{name}\n" for name, holds in facts.items()).encode()
-        text = text[: text.rfind(b"\n", 0, _FACTS_BYTES) + 1]
-        self._facts += 2
-        _FACTS.pack_into(self._map, _AT_FACTS, self._facts - 1, len(text))  # odd: being written
-        begin = _AT_FACTS + _FACTS.size
-        self._map[begin : begin + len(text)] = text
-        _FACTS.pack_into(self._map, _AT_FACTS, self._facts, len(text))
+        self._write_text(_AT_FACTS, text[: text.rfind(b"\n", 0, _FACTS_BYTES) + 1])
 
     def read_facts(self) -> dict[str, bool] | None:
         """None: they are being written; ask again."""
-        sequence, length = _FACTS.unpack_from(self._map, _AT_FACTS)
-        begin = _AT_FACTS + _FACTS.size
-        text = self._map[begin : begin + min(length, _FACTS_BYTES)]
-        if sequence % 2 or _FACTS.unpack_from(self._map, _AT_FACTS) != (sequence, length):
+        text = self._read_text(_AT_FACTS, _FACTS_BYTES)
+        if text is None:
             return None
         lines = text.decode(errors="replace").splitlines()
         return {line[1:]: line[0] == "+" for line in lines if line}
+
+    def write_note(self, note: bytes) -> None:
+        """The watchdog's: what it knows of the stall that is open, should the process die in it. At
+        most NOTE_BYTES."""
+        self._write_text(_AT_NOTE, note[:NOTE_BYTES])
+
+    def read_note(self) -> bytes | None:
+        """None: it is being written, or its writer died writing."""
+        return self._read_text(_AT_NOTE, NOTE_BYTES)
 
     def detach(self) -> None:
         """From now on it is memory of this process alone: nobody else reads what is written. Safe
@@ -191,6 +195,20 @@ class BeatCell:
     def close(self) -> None:
         self.detach()
         os.close(self.fd)
+
+    def _write_text(self, at: int, text: bytes) -> None:
+        written, _ = _TEXT.unpack_from(self._map, at)
+        _TEXT.pack_into(self._map, at, written + 1, len(text))  # odd: being written
+        begin = at + _TEXT.size
+        self._map[begin : begin + len(text)] = text
+        _TEXT.pack_into(self._map, at, written + 2, len(text))
+
+    def _read_text(self, at: int, most: int) -> bytes | None:
+        written, length = _TEXT.unpack_from(self._map, at)
+        begin = at + _TEXT.size
+        text = self._map[begin : begin + min(length, most)]
+        torn = written % 2 or _TEXT.unpack_from(self._map, at) != (written, length)
+        return None if torn else text
 
     def _word(self, at: int) -> int:
         found: int = _WORD.unpack_from(self._map, at)[0]

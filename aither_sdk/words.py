@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
-
-import structlog
 
 
 class Words:
@@ -33,7 +32,9 @@ class Words:
     def say(self, level: int, event: str, **fields: Any) -> None:
         """Fields that are None are left out."""
         told = {key: value for key, value in fields.items() if value is not None}
-        if structlog.is_configured():
+        # Who has set it up has imported it; by itself it brings 10 MB along.
+        structlog = sys.modules.get("structlog")
+        if structlog is not None and structlog.is_configured():
             log = structlog.get_logger(self._name)
             getattr(log, logging.getLevelName(level).lower())(event, **told)
             return

@@ -19,6 +19,7 @@ from benchmarks.peers.durable import (
     JetStreamPeer,
     RedisStreamPeer,
     SdkPeer,
+    SharedPeer,
     StreamPeer,
     UnaryPeer,
 )
@@ -75,7 +76,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, _ = parser.parse_known_args(argv)
     print_setting("nats-py", "redis", programs=("nats-server", "redis-server"))
     peers = measurable(
-        [SdkPeer(), StreamPeer(), UnaryPeer(), JetStreamPeer(), RedisStreamPeer()], arguments.only
+        [
+            SdkPeer(),
+            StreamPeer(),
+            UnaryPeer(),
+            SharedPeer(),
+            JetStreamPeer(),
+            RedisStreamPeer(),
+        ],
+        arguments.only,
     )
     by_name = {peer.name: peer for peer in peers}
     costs: dict[str, list[float]] = {}

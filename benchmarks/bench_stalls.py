@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.measure import percentile, print_setting
 from benchmarks.outages.old_orchestrator import AGENTS, SCALE, TICK_S
 from benchmarks.stalls import kinds, outages
-from benchmarks.stalls.cost import steady_costs
+from benchmarks.stalls.cost import steady_cost
 from benchmarks.stalls.kinds import GIL_HELD, KINDS, LINELESS, Evidence, Row
 from benchmarks.stalls.outages import Found
 from benchmarks.stalls.prober import Answers
@@ -151,21 +151,20 @@ def print_verdicts(ours: Mapping[str, Row], idle: Mapping[str, Row]) -> None:
 
 
 async def print_cost(seconds: float) -> None:
-    watched, bare = await steady_costs(seconds)
-    cpu = watched.cpu_percent - bare.cpu_percent
-    own = watched.own_mb - bare.own_mb
-    private = watched.witness_private_mb
-    memory = own + private
+    found = await steady_cost(seconds)
+    memory = found.memory
     _verdict(
-        cpu < CPU_PERCENT,
-        f"less than {CPU_PERCENT:g}% of a core: {cpu:.2f}% "
-        f"(service {watched.cpu_percent - watched.witness_percent:.2f}%, witness "
-        f"{watched.witness_percent:.2f}%, the service without it {bare.cpu_percent:.2f}%)",
+        found.percent < CPU_PERCENT,
+        f"less than {CPU_PERCENT:g}% of a core: {found.percent:.2f}% "
+        f"(service {found.service_percent:.2f}%, witness {found.witness_percent:.2f}%, the service "
+        f"without it {found.bare_percent:.2f}%)",
     )
     _verdict(
-        memory < MEMORY_MB,
-        f"less than {MEMORY_MB:g} MB: {memory:.1f} MB (in the service {own:.1f}, in the witness "
-        f"{private:.1f}, and {watched.witness_mb - private:.1f} of code shared with its service)",
+        memory.proportional < MEMORY_MB,
+        f"less than {MEMORY_MB:g} MB: {memory.proportional:.1f} MB, shared pages by their part "
+        f"(the service {found.service.proportional:.1f}, without it {found.bare.proportional:.1f}, "
+        f"the witness {found.witness.proportional:.1f}); all that is resident in both "
+        f"{memory.resident:.1f}, private alone {memory.private:.1f}",
     )
 
 

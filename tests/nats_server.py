@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tests.processes import send
 
 START_LIMIT_S = 20.0
 END_LIMIT_S = 10.0
+CURRENT_LIMIT_S = 30.0
 
 
 def executable() -> str:
@@ -35,6 +36,10 @@ class NatsServer:
 
     def __init__(self, folder: Path, *, sync: str = "always", cluster: str = "") -> None:
         self.folder = folder
+        self.jetstream = ""
+        """More of that section of the configuration, from the next start on."""
+        self.more = ""
+        """More of the configuration, likewise."""
         (self.port,) = free_ports(1)
         self._sync = sync
         self._cluster = cluster
@@ -57,8 +62,8 @@ class NatsServer:
             f'listen: "127.0.0.1:{self.port}"\n'
             "max_payload: 2MB\n"
             f'jetstream {{ store_dir: "{self.folder / "store"}", sync_interval: {self._sync}\n'
-            "  limits { batch { max_msgs: 4096 } } }\n"
-            f"{self._cluster}\n"
+            f"  limits {{ batch {{ max_msgs: 4096 }} }}\n  {self.jetstream} }}\n"
+            f"{self._cluster}\n{self.more}\n"
         )
         with (self.folder / "nats.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -141,3 +146,46 @@ def cluster_of(count: int, folder: Path) -> list[NatsServer]:
         )
         for number, port in enumerate(ports)
     ]
+
+
+@contextmanager
+def nats_cluster(folder: Path) -> Iterator[list[NatsServer]]:
+    servers = cluster_of(3, folder)
+    try:
+        for server in servers:
+            server.start(wait=False)
+        for server in servers:
+            server.wait_ready()
+        yield servers
+    finally:
+        for server in servers:
+            server.close()
+
+
+def leader_of(servers: Sequence[NatsServer], stream: str = "AITHER") -> NatsServer:
+    name = _asked(servers, stream)["leader"]
+    return next(server for server in servers if name == f"n{server.port}")
+
+
+def until_current(servers: Sequence[NatsServer], stream: str = "AITHER") -> None:
+    """Until every replica has what the leader has: two lost at once are one too many."""
+    end_s = time.monotonic() + CURRENT_LIMIT_S
+    while time.monotonic() < end_s:
+        replicas = _asked(servers, stream).get("replicas", [])
+        if len(replicas) == 2 and all(one.get("current") for one in replicas):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the replicas do not catch up")
+
+
+def _asked(servers: Sequence[NatsServer], stream: str) -> dict[str, Any]:
+    """What a server that answers says of a stream's replicas, once it has a leader."""
+    end_s = time.monotonic() + CURRENT_LIMIT_S
+    while time.monotonic() < end_s:
+        for server in servers:
+            with suppress(OSError):  # away, or starting
+                told = server.ask(f"$JS.API.STREAM.INFO.{stream}").get("cluster", {})
+                if told.get("leader"):
+                    return dict(told)
+        time.sleep(0.05)
+    raise AssertionError(f"the stream {stream} has no leader")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -22,6 +24,8 @@ class Cause(StrEnum):
 
 EXCUSED = frozenset({Cause.HOST_STARVED, Cause.THROTTLED, Cause.SUSPENDED})
 """Not the code's doing: no alarm, and no reason to restart anything."""
+_MUCH = 5
+"""Thresholds of CPU in one turn of the loop that are slow code on any machine."""
 _MANY = 3
 """Handles among the samples from which on no single callback is to blame."""
 
@@ -49,10 +53,14 @@ class Reading:
     """How late the watchdog itself ran, waits for a CPU taken off."""
     watchdog_wait_ns: int = 0
     """The watchdog could run and got no CPU."""
+    unseen_ns: int = 0
+    """For how long it was open and nobody looked."""
     state: str = ""
     """Of the loop's thread, as in /proc: R, S, D, T. Empty: not known."""
     wchan: str = ""
     """The kernel function it waits in."""
+    in_call: bool | None = None
+    """Whether it waits in a system call; False: for a page of memory. None: not known."""
     others_runnable: bool = False
     """Another thread of the process could run."""
     stop_is_seen: bool = False
@@ -77,7 +85,9 @@ def judge_cause(reading: Reading) -> Cause:
     if reading.throttled_ns >= half_ns:
         return Cause.THROTTLED
     # On a busy machine the CPU time stretches; a callback that used the threshold is slow anywhere.
-    own_fault = max(cpu_ns, gc_ns) >= max(reading.threshold_ns, reading.lag_ns / 4)
+    # Less than a quarter may be what had piled up while nobody ran; so many thresholds never are.
+    much_ns = min(reading.lag_ns / 4, _MUCH * reading.threshold_ns)
+    own_fault = max(cpu_ns, gc_ns) >= max(reading.threshold_ns, much_ns)
     if (reading.run_wait_ns or 0) >= half_ns and not own_fault:
         return Cause.HOST_STARVED
     if gc_ns >= half_ns or (own_fault and gc_ns >= cpu_ns / 2):
@@ -85,7 +95,8 @@ def judge_cause(reading: Reading) -> Cause:
     if cpu_ns >= half_ns or own_fault:
         return Cause.MANY_CALLBACKS if reading.handles >= _MANY else Cause.CPU_ON_LOOP
     elsewhere_ns = all_cpu_ns - cpu_ns
-    if (late or reading.handles == 0) and elsewhere_ns >= reading.lag_ns / 4:
+    blind = reading.unseen_ns >= half_ns
+    if (late or blind or reading.handles == 0) and elsewhere_ns >= reading.lag_ns / 4:
         return Cause.GIL_HELD_ELSEWHERE
     if late and not reading.stop_is_seen and all_cpu_ns < reading.lag_ns / 10:
         # Nobody ran, the watchdog neither; unless somebody waited for a CPU, all were stopped.
@@ -96,19 +107,36 @@ def judge_cause(reading: Reading) -> Cause:
     if _at_lock(reading) and reading.others_runnable and all_cpu_ns < half_ns:
         return Cause.HOST_STARVED  # who holds the lock gets no CPU
     # Of a silence that ended before anybody looked, and of a lock that may be the GIL, it decides
-    # whether the process's threads waited for the machine.
+    # whether the process's threads waited for the machine. A watchdog is also late where the
+    # timers are: on a virtual machine whose host took the CPU away that shows nowhere else.
     waited_ns = (reading.run_wait_ns or 0) + reading.watchdog_wait_ns
-    if not reading.state and waited_ns >= reading.lag_ns / 4:
+    missed_ns = waited_ns + max(reading.watchdog_late_ns, reading.unseen_ns)
+    if not reading.state and missed_ns >= reading.lag_ns / 4:
         return Cause.HOST_STARVED
     if (_at_lock(reading) or not reading.wchan) and waited_ns >= half_ns:
         return Cause.HOST_STARVED
     if reading.state in ("S", "D"):
-        return Cause.BLOCKING_SYSCALL
+        # A page that has to be brought in is nobody's call: memory or disk are overrun.
+        return Cause.HOST_STARVED if reading.in_call is False else Cause.BLOCKING_SYSCALL
     if reading.handles >= _MANY:
         return Cause.MANY_CALLBACKS
     if not reading.state and reading.loop_cpu_ns is not None:
         return Cause.BLOCKING_SYSCALL  # without /proc: little CPU, and the watchdog on time
     return Cause.UNSPECIFIED
+
+
+def count_handles(looks: Sequence[tuple[object, int]]) -> int:
+    """Different callbacks among the looks, each with the time that it stands for; 0 where most of
+    the time none ran, 1 where a single one was there most of the time."""
+    if sum(weight for handle, weight in looks if handle is None) * 2 > sum(
+        weight for _, weight in looks
+    ):
+        return 0
+    counted = Counter(id(handle) for handle, _ in looks if handle is not None)
+    if not counted:
+        return 0 if looks else 1
+    most = max(counted.values())
+    return 1 if most * 2 > len(looks) else len(counted)
 
 
 def _at_lock(reading: Reading) -> bool:

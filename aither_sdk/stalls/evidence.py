@@ -6,7 +6,6 @@ witness, who holds the other end, sends the signal to one thread with tgkill.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import platform
@@ -88,6 +87,8 @@ def ask_thread(pid: int, thread_id: int, number: int) -> bool:
     call = _tgkill_number()
     if mask is None or call is None or not catches(mask, number):
         return False
+    import ctypes  # the witness's alone
+
     libc = ctypes.CDLL(None, use_errno=True)
     return int(libc.syscall(call, pid, thread_id, number)) == 0
 

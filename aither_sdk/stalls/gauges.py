@@ -111,6 +111,7 @@ class LoopGauge:
         self._schedstat = Schedstat(self.thread_id)
         self._stat = KeptFile(f"{_PROC}/{self.thread_id}/stat")
         self._wchan = KeptFile(f"{_PROC}/{self.thread_id}/wchan")
+        self._call = KeptFile(f"{_PROC}/{self.thread_id}/syscall")
         clock_of: Callable[[int], int] | None = getattr(time, "pthread_getcpuclockid", None)
         self._clock = clock_of(self.ident) if clock_of is not None else None
 
@@ -123,15 +124,18 @@ class LoopGauge:
 
     def state(self) -> ThreadState:
         """Of the loop's thread, for any other."""
-        state = _state_in(self._stat.read())
-        return ThreadState(state, _spell_wchan(self._wchan.read()) if state in ("S", "D") else "")
+        found = ThreadState(_state_in(self._stat.read()))
+        if not found.waits:
+            return found
+        wchan, call = self._wchan.read(), self._call.read()
+        return ThreadState(found.state, _spell_wchan(wchan), _is_call(call))
 
     def _counters(self, loop_cpu_ns: int) -> Counters:
         total_ns = self._collections.total_ns()
         return Counters(loop_cpu_ns, time.process_time_ns(), total_ns, self._schedstat.read())
 
     def close(self) -> None:
-        for file in (self._schedstat, self._stat, self._wchan):
+        for file in (self._schedstat, self._stat, self._wchan, self._call):
             file.close()
 
 
@@ -148,12 +152,21 @@ class ThreadState:
 
     state: str = ""
     wchan: str = ""
+    in_call: bool | None = None
+    """Whether it waits in a system call, and not for a page of memory; None: not known."""
+
+    @property
+    def waits(self) -> bool:
+        return self.state in ("S", "D")
 
 
 def thread_state(thread_id: int, pid: int | str = "self") -> ThreadState:
     folder = f"/proc/{pid}/task/{thread_id}"
-    state = _state_in(_read(f"{folder}/stat"))
-    return ThreadState(state, _spell_wchan(_read(f"{folder}/wchan")) if state in ("S", "D") else "")
+    found = ThreadState(_state_in(_read(f"{folder}/stat")))
+    if not found.waits:
+        return found
+    wchan, call = _read(f"{folder}/wchan"), _read(f"{folder}/syscall")
+    return ThreadState(found.state, _spell_wchan(wchan), _is_call(call))
 
 
 def _state_in(stat: bytes) -> str:
@@ -164,6 +177,12 @@ def _state_in(stat: bytes) -> str:
 def _spell_wchan(wchan: bytes) -> str:
     spelled = wchan.decode(errors="replace").strip()
     return "" if spelled == "0" else spelled
+
+
+def _is_call(told: bytes) -> bool | None:
+    """Of `syscall` in /proc: the call's number, -1 outside of one, or `running`."""
+    first = told.split()[:1]
+    return None if not first or first == [b"running"] else first != [b"-1"]
 
 
 def others_runnable(but: frozenset[int], pid: int | str = "self") -> bool:

@@ -7,8 +7,9 @@ tells is found beside what the other tells.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aither.runtime.v1 import runtime_events_pb2 as pb
 from aither_sdk.stalls.causes import EXCUSED, Cause, Reading
@@ -166,6 +167,7 @@ def attributes_of(stall: Stall) -> dict[str, Attribute]:
         "loop_cpu_ms": _ms(reading.loop_cpu_ns),
         "process_cpu_ms": _ms(reading.process_cpu_ns),
         "run_wait_ms": _ms(reading.run_wait_ns),
+        "watchdog_wait_ms": _ms(reading.watchdog_wait_ns or None),
         "throttled_ms": _ms(reading.throttled_ns or None),
         "suspended_ms": _ms(reading.suspended_ns or None),
         "thread_state": reading.state,
@@ -188,6 +190,48 @@ def attributes_of(stall: Stall) -> dict[str, Attribute]:
     if stall.stack:
         attributes["code.stacktrace"] = spell_stack(stall.stack)
     return attributes
+
+
+def note_of(stall: Stall, most_bytes: int) -> bytes:
+    """For the beat cell: what the witness tells if the process dies in this stall. Outer frames are
+    left out where there is no room."""
+    stack, culprit = stall.stack, stall.culprit
+    while True:
+        told = {
+            "sequence": stall.stall_id.beat_sequence,
+            "cause": stall.cause.value,
+            "culprit": _row(culprit) if culprit is not None else None,
+            "stack": [_row(frame) for frame in stack],
+            "task": stall.task_name,
+        }
+        note = json.dumps(told).encode()
+        if len(note) <= most_bytes:
+            return note
+        if not stack:
+            return b""
+        stack = stack[1 + len(stack) // 4 :]
+
+
+def with_note(stall: Stall, note: bytes | None) -> Stall:
+    """The stall with what `note_of` told of it; as it is where the note is of another, or none."""
+    try:
+        told = json.loads(note or b"{}")
+        if told.get("sequence") != stall.stall_id.beat_sequence:
+            return stall
+        stack = tuple(Frame(*frame) for frame in told["stack"])
+        return replace(
+            stall,
+            cause=Cause(told["cause"]),
+            culprit=Frame(*told["culprit"]) if told["culprit"] is not None else None,
+            stack=stack,
+            task_name=told["task"],
+        )
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return stall  # memory of a process that died while it wrote
+
+
+def _row(frame: Frame) -> tuple[str, str, int]:
+    return frame.function, frame.file, frame.line
 
 
 def links_of(stall: Stall) -> list[SpanRef]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-import sysconfig
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,16 +82,17 @@ class Territory:
 
 def survey(user: Iterable[str] = (), library: Iterable[str] = ()) -> Territory:
     """The territory of this interpreter: `user` and `library` are paths or prefixes of paths."""
-    paths = sysconfig.get_paths()
+    # What sysconfig would say, without the megabyte that it reads first.
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     sdk = Path(__file__).resolve().parents[1]
     return Territory(
         user=tuple(user),
-        library=(*library, f"{paths['purelib']}/", f"{paths['platlib']}/"),
+        library=tuple(library),
         machinery=(
             f"{sdk}/",
             f"{sdk.parent / 'generated'}/",
-            f"{paths['stdlib']}/",
-            f"{paths['platstdlib']}/",
+            f"{Path(os.__file__).parent}/",
+            f"{sys.base_exec_prefix}/{sys.platlibdir}/{version}/",
         ),
     )
 

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from aither_sdk.beat import BEAT_INTERVAL_NS, Gap, Heart, Mark
+from aither_sdk.beat import BEAT_INTERVAL_NS, NOTE_BYTES, Gap, Heart, Mark
 from aither_sdk.stalls.calls import CallsInFlight
-from aither_sdk.stalls.causes import Reading, judge_cause
+from aither_sdk.stalls.causes import Reading, count_handles, judge_cause
 from aither_sdk.stalls.gauges import (
     Counters,
     LoopGauge,
@@ -21,7 +21,7 @@ from aither_sdk.stalls.gauges import (
     others_runnable,
     suspended_ns,
 )
-from aither_sdk.stalls.record import MAX_SAMPLES, Sample, SpanRef, Stall, StallId
+from aither_sdk.stalls.record import MAX_SAMPLES, Sample, SpanRef, Stall, StallId, note_of
 from aither_sdk.stalls.sampling import Seen, look, other_stacks, running_tasks
 from aither_sdk.stalls.stacks import Frame, Stack, Territory, find_culprit, heaviest
 from aither_sdk.stalls.words import say
@@ -33,6 +33,7 @@ _WORD_S = 0.1
 """The longest time between two words in the beat cell; the witness counts on it."""
 _WITNESS_SPOKE_NS = 350_000_000
 """The witness looks at a process that has been silent for 300 ms, and needs some to ask it."""
+_MAX_STATES = 600
 _HEARING_S, _HEARING_STEPS = 0.01, 50
 _DEFECT_PAUSE_S = 0.1
 _SECOND_NS = 1_000_000_000
@@ -71,9 +72,10 @@ class _Open:
     looks: list[tuple[Seen, Frame | None, int]] = field(default_factory=list)
     """What was seen, whose line it is, and the time that the look stands for."""
     looked_ns: int = 0
-    state: ThreadState = field(default_factory=ThreadState)
+    states: list[ThreadState] = field(default_factory=list)
     """Of the loop's thread, read while the stall was open; its end says nothing of it."""
-    others_runnable: bool = False
+    runnable: int = 0
+    """How often another thread of the process could have run while the loop waited."""
     told: bool = False
     """Whether it was told while it was open."""
     tasks: tuple[tuple[str, int], ...] = ()
@@ -82,6 +84,11 @@ class _Open:
     @property
     def begin_ns(self) -> int:
         return self.mark.at_ns + BEAT_INTERVAL_NS
+
+    @property
+    def state(self) -> ThreadState:
+        """What it was most of the time."""
+        return Counter(self.states).most_common(1)[0][0] if self.states else ThreadState()
 
 
 class Watchdog:
@@ -130,7 +137,9 @@ class Watchdog:
         self._witnessed: Witnessed | None = None
 
     def start(self) -> None:
-        self._read_base(time.monotonic_ns())
+        # From here on it is owed a CPU: a thread may wait for its first turn, too.
+        self._woke_ns = time.monotonic_ns()
+        self._read_base(self._woke_ns)
         self._thread.start()
 
     def stop(self, timeout_s: float = 1.0) -> None:
@@ -144,7 +153,6 @@ class Watchdog:
     def _run(self) -> None:
         self._own_id = threading.get_native_id()
         self._own_gauge = Schedstat(self._own_id)
-        self._woke_ns, self._woke_wait_ns = time.monotonic_ns(), self._own_wait_ns()
         while not self._stop.is_set():
             try:
                 self._watch()
@@ -175,6 +183,7 @@ class Watchdog:
         self.stalls += 1
         begin_unix_ns = _unix_ns(mark.at_ns + BEAT_INTERVAL_NS)
         open_ = _Open(mark, self.stalls, begin_unix_ns, late_ns, self._starved_ns)
+        self._note_state(open_)
         for _ in range(_FIRST_LOOKS):
             self._look(open_)
             self._wait(open_, _LOOK_APART_S)
@@ -186,6 +195,7 @@ class Watchdog:
         while self._heart.mark is mark and not self._stop.is_set():
             rest_ns = open_.begin_ns + next_look_ns - time.monotonic_ns()
             self._wait(open_, min(_WORD_S, max(rest_ns, 0) / 1e9))
+            self._note_state(open_)
             if rest_ns <= _WORD_S * 1e9 and self._heart.mark is mark:
                 next_look_ns *= 2
                 self._look(open_)
@@ -197,15 +207,22 @@ class Watchdog:
 
     def _tell_open(self, open_: _Open) -> None:
         open_.tasks = tuple(running_tasks(self._loop))
-        open_.state = self._gauge.state()
+        self._note_state(open_)
         open_.told = True
         reading = self._reading(open_, time.monotonic_ns() - open_.begin_ns, None)
-        if (reading.loop_cpu_ns or 0) * 2 < reading.lag_ns:
-            # Asked only of a loop that does not compute: beside one that does, it would take long.
-            but = frozenset({self._gauge.thread_id, self._own_id})
-            open_.others_runnable = others_runnable(but)
-            reading = replace(reading, others_runnable=open_.others_runnable)
-        self._detected(self._stall(open_, reading, ended=False))
+        stall = self._stall(open_, reading, ended=False)
+        self._heart.cell.write_note(note_of(stall, NOTE_BYTES))
+        self._detected(stall)
+
+    def _note_state(self, open_: _Open) -> None:
+        """Once in a stall says little: on a busy machine a thread waits now for this, now for
+        that."""
+        state = self._gauge.state()
+        # Asked only of a loop that waits: beside one that computes it would take long.
+        runnable = state.waits and others_runnable(frozenset({self._gauge.thread_id, self._own_id}))
+        if self._heart.mark is open_.mark and len(open_.states) < _MAX_STATES:
+            open_.states.append(state)
+            open_.runnable += runnable
 
     def _tell_missed(self, gap: Gap, late_ns: int) -> None:
         """A silence that was over before this thread could run: something else held the GIL."""
@@ -248,6 +265,8 @@ class Watchdog:
         now = counters or self._gauge.from_outside()
         throttled_ns, slept_ns, stopped_ns = self._outside()
         wait_before_ns, wait_ns = before.run_wait_ns, now.run_wait_ns
+        state = open_.state
+        first_look_ns = open_.looks[0][2] if open_.looks else lag_ns
         return Reading(
             lag_ns=lag_ns,
             threshold_ns=self._stall_after_ns,
@@ -260,13 +279,15 @@ class Watchdog:
                 else None
             ),
             throttled_ns=throttled_ns - self._base[0],
-            suspended_ns=slept_ns + stopped_ns - self._base[1] - self._base[2],
+            suspended_ns=max(0, slept_ns + stopped_ns - self._base[1] - self._base[2]),
             watchdog_late_ns=min(open_.late_ns, lag_ns),
             watchdog_wait_ns=min(open_.starved_ns, lag_ns),
-            state=open_.state.state,
-            wchan=open_.state.wchan,
-            others_runnable=open_.others_runnable,
-            handles=_count_handles([seen.handle for seen, _, _ in open_.looks]),
+            unseen_ns=max(0, first_look_ns - self._stall_after_ns),
+            state=state.state,
+            wchan=state.wchan,
+            in_call=state.in_call,
+            others_runnable=open_.runnable * 2 > len(open_.states),
+            handles=count_handles([(seen.handle, weight) for seen, _, weight in open_.looks]),
         )
 
     def _stall(self, open_: _Open, reading: Reading, *, ended: bool) -> Stall:
@@ -360,17 +381,6 @@ class Watchdog:
         if now_ns - self._base_read_ns >= _SECOND_NS:
             self._base_read_ns = now_ns
             self._base = self._outside()
-
-
-def _count_handles(handles: list[object]) -> int:
-    """Different callbacks among the looks; 1 where a single one was there most of the time."""
-    if not handles:
-        return 1
-    counted = Counter(id(handle) for handle in handles if handle is not None)
-    if not counted:
-        return 0
-    most = max(counted.values())
-    return 1 if most * 2 > len(handles) else len(counted)
 
 
 def _unix_ns(monotonic_ns: int) -> int:

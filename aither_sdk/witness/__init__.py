@@ -7,3 +7,8 @@ process; `parent.py` is the service's side: starts the child and starts it again
 
 The child imports little: it exists once for each service, and memory is its price.
 """
+
+from __future__ import annotations
+
+FAREWELL = b"farewell"
+"""On the child's stdin, before that is closed by a service that lives on."""

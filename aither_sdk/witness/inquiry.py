@@ -16,7 +16,7 @@ from aither_sdk.beat import BEAT_INTERVAL_NS, STALL_AFTER_NS, Beat, BeatCell
 from aither_sdk.stalls.causes import Cause, Reading, judge_cause
 from aither_sdk.stalls.evidence import ask_thread
 from aither_sdk.stalls.gauges import thread_cpu_ns, thread_state, threads_of
-from aither_sdk.stalls.record import Call, SpanRef, Stall, StallId
+from aither_sdk.stalls.record import Call, SpanRef, Stall, StallId, with_note
 from aither_sdk.stalls.stacks import Stack, Territory, find_culprit, parse_dump
 
 _BOTH_SILENT_NS = 300_000_000
@@ -28,6 +28,8 @@ _IDLE_SHARE = 10
 """A thread that used less than one part in so many of a time did not run in it."""
 _HOLDER_SHARE = 8
 """A thread that used more than one part in so many, and more than the loop, may hold the GIL."""
+_UNSEEN_NS = 1_000_000_000
+"""After so long somebody has seen a stall: the watchdog, who leaves a note, or the witness."""
 _EXCUSE_FROM_NS = 1_000_000_000
 
 
@@ -71,22 +73,21 @@ class Inquiry:
         self._before: tuple[int, dict[int, tuple[int, int]]] = (0, {})
         """CPU of the threads when the silence was first seen."""
 
-    async def poll(self) -> None:
-        """To be called every 50 ms."""
+    async def poll(self) -> bool:
+        """To be called each 200 ms, and each 50 ms in a silence. Whether there is one."""
         beat, now_ns = self._cell.read(), time.monotonic_ns()
         passed_ns, self._polled_ns = now_ns - self._polled_ns, now_ns
         if beat is None or beat.sequence != self._sequence:
             self._sequence = beat.sequence if beat is not None else 0
             self.last, self.excused_ns, self._next_ns = None, 0, _BOTH_SILENT_NS
             self._before = (0, {})
-            return
-        lag_ns = now_ns - beat.monotonic_ns - BEAT_INTERVAL_NS
-        if lag_ns < STALL_AFTER_NS:
-            return
-        self._excuse(beat, lag_ns, passed_ns)
+        lag_ns = now_ns - beat.monotonic_ns - BEAT_INTERVAL_NS if beat is not None else 0
+        if beat is None or lag_ns < STALL_AFTER_NS:
+            return False
+        self._excuse(beat, lag_ns, min(passed_ns, lag_ns))
         if not self._before[0]:
             self._before = (now_ns, self._cpu_of_threads())
-            return
+            return True
         if lag_ns >= self._next_ns and now_ns - self._cell.watchdog_ns >= _BOTH_SILENT_NS:
             before, self._next_ns = self.last, 2 * lag_ns
             found = await self._inquire(beat)
@@ -98,16 +99,21 @@ class Inquiry:
                 self._tell(found)
             known = before is not None and before.culprit is not None
             self.last = before if known and found.culprit is None else found
+        return True
 
     def silent(self) -> Stall | None:
-        """What to say of the silence that lasts, however little it is; None: there is none."""
+        """What to say, when the service has died, of the silence that it died in; None: there was
+        none. It is silent for a moment because it is dead, too."""
         beat, now_ns = self._cell.read(), time.monotonic_ns()
         if beat is None or now_ns - beat.monotonic_ns < BEAT_INTERVAL_NS + STALL_AFTER_NS:
             return None
         reading = Reading(lag_ns=now_ns - beat.monotonic_ns - BEAT_INTERVAL_NS)
-        if self.last is not None:
+        if self.last is not None and self.last.culprit is not None:
             return replace(self.last, reading=replace(self.last.reading, lag_ns=reading.lag_ns))
-        return self._stall(beat, reading, Cause.UNSPECIFIED, (), ())
+        bare = self.last or self._stall(beat, reading, Cause.UNSPECIFIED, (), ())
+        stall = with_note(replace(bare, reading=reading), self._cell.read_note())
+        known = stall.cause is not Cause.UNSPECIFIED or reading.lag_ns >= _UNSEEN_NS
+        return stall if known else None
 
     def _excuse(self, beat: Beat, lag_ns: int, passed_ns: int) -> None:
         """Adds the time since the last poll if the service could not run in it."""
@@ -152,6 +158,7 @@ class Inquiry:
             stop_is_seen=True,
             state=loop_state.state,
             wchan=loop_state.wchan,
+            in_call=loop_state.in_call,
             others_runnable=others.get(busiest, 0) * _IDLE_SHARE > window_ns,
             handles=1 if in_callback else 0,
         )

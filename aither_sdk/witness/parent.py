@@ -12,6 +12,7 @@ import selectors
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -22,9 +23,13 @@ from aither_sdk.beat import BeatCell
 from aither_sdk.errors import Unavailable
 from aither_sdk.stalls.evidence import EvidenceLine
 from aither_sdk.stalls.words import say
+from aither_sdk.witness import FAREWELL
 
 _START_TIMEOUT_S = 20.0
-_RESTART_DELAY_S = 1.0
+_FIRST_DELAY_S, _MOST_DELAY_S = 0.05, 5.0
+"""Before a restart: health is missed at once; one that cannot live is not started over and over."""
+_PROVEN_S = 60.0
+"""A witness that lived for so long can."""
 _END_TIMEOUT_S = 2.0
 
 
@@ -143,6 +148,7 @@ class Witness:
 
     def _keep(self) -> None:
         """Waits for the child's death and starts it again, until stopped."""
+        delay_s, begun_s = _FIRST_DELAY_S, time.monotonic()
         while not self._stopping.is_set():
             child, code = self._child, None
             if child is not None:
@@ -153,8 +159,11 @@ class Witness:
                     return
                 say("error", "witness.died", exit_code=code, restarts=self.restarts)
             self._child = None
-            if self._stopping.wait(_RESTART_DELAY_S):
+            if time.monotonic() - begun_s >= _PROVEN_S:
+                delay_s = _FIRST_DELAY_S
+            if self._stopping.wait(delay_s):
                 return
+            delay_s, begun_s = min(2 * delay_s, _MOST_DELAY_S), time.monotonic()
             try:
                 self._child = self._serve()
             except Unavailable as error:
@@ -229,8 +238,9 @@ def _first_line(child: subprocess.Popen[bytes], stopping: threading.Event) -> di
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # it is gone, or was told before
         if child.stdin is not None:
+            child.stdin.write(FAREWELL)
             child.stdin.close()
     try:
         child.wait(_END_TIMEOUT_S)

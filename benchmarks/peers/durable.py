@@ -211,29 +211,57 @@ class JetStreamPeer:
 
 
 @asynccontextmanager
+async def nats_process(sync: str) -> AsyncIterator[tuple[str, int]]:
+    """nats-server with JetStream: its address and pid."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="aither-bench-") as folder:
+        with open(f"{folder}/nats.conf", "w") as config:  # noqa: ASYNC230  # nobody waits
+            config.write(
+                f'host: "127.0.0.1"\nport: {port}\nmax_payload: 2MB\n'
+                f'jetstream {{ store_dir: "{folder}/js", sync_interval: {sync} }}\n'
+            )
+        command = [find_program("nats-server") or "", "-c", f"{folder}/nats.conf"]
+        async with server_process(command, port) as server:
+            yield f"nats://127.0.0.1:{port}", server.pid
+
+
+@asynccontextmanager
 async def jetstream_server(*, sync: str) -> AsyncIterator[tuple[Any, int]]:
     """A JetStream context over a stream of `bench.>`, and the server's pid."""
     import nats
     from nats.js.api import StorageType, StreamConfig
 
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="aither-bench-") as folder:
-        with open(f"{folder}/nats.conf", "w") as config:  # noqa: ASYNC230  # nobody waits
-            config.write(
-                f'host: "127.0.0.1"\nport: {port}\nmax_payload: 1MB\n'
-                f'jetstream {{ store_dir: "{folder}/js", sync_interval: {sync} }}\n'
+    async with nats_process(sync) as (url, pid):
+        connection = await nats.connect(url)
+        try:
+            context = connection.jetstream(publish_async_max_pending=IN_FLIGHT_BATCHES * 100)
+            await context.add_stream(
+                StreamConfig(name="bench", subjects=["bench.>"], storage=StorageType.FILE)
             )
-        command = [find_program("nats-server") or "", "-c", f"{folder}/nats.conf"]
-        async with server_process(command, port) as server:
-            connection = await nats.connect(f"nats://127.0.0.1:{port}")
-            try:
-                context = connection.jetstream(publish_async_max_pending=IN_FLIGHT_BATCHES * 100)
-                await context.add_stream(
-                    StreamConfig(name="bench", subjects=["bench.>"], storage=StorageType.FILE)
-                )
-                yield context, server.pid
-            finally:
-                await connection.close()
+            yield context, pid
+        finally:
+            await connection.close()
+
+
+class SharedPeer:
+    """Flux over that JetStream: an ack means that nats-server fsynced and this node heard it. The
+    CPU is that of Flux, to which nats-server's comes."""
+
+    name = "Flux over JetStream, SDK publisher"
+
+    def missing(self) -> str | None:
+        return JetStreamPeer().missing()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Durable]:
+        async with (
+            nats_process("always") as (url, _),
+            flux_server(
+                "jetstream", AITHER_FLUX__NATS_URL=url, AITHER_FLUX__NATS_SYNCED="true"
+            ) as server,
+            Publisher(server.address, source="bench", batch_events=100) as publisher,
+        ):
+            yield SdkPublisher(server.pid, publisher)
 
 
 class RedisStreamPublisher(_BytesReady):

@@ -102,8 +102,11 @@ class FluxServer:
 
 
 @asynccontextmanager
-async def flux_server(log: str, folder: Path | None = None) -> AsyncIterator[FluxServer]:
-    """A fresh Flux, or one over the log that lies in `folder`."""
+async def flux_server(
+    log: str, folder: Path | None = None, **settings: str
+) -> AsyncIterator[FluxServer]:
+    """A fresh Flux, or one over the log that lies in `folder`. `settings` are more of its
+    environment."""
     port = free_port()
     data = str(folder) if folder is not None else "{folder}"
     command = [sys.executable, "-m", "flux_svc", "--data-dir", data]
@@ -111,6 +114,7 @@ async def flux_server(log: str, folder: Path | None = None) -> AsyncIterator[Flu
         "AITHER_FLUX__PORT": str(port),
         "AITHER_FLUX__HEALTH_PORT": "0",
         "AITHER_FLUX__LOG": log,
+        **settings,
     }
     async with server_process(command, port, **environment) as server:
         yield FluxServer(f"127.0.0.1:{port}", server.pid, folder or server.folder)

@@ -29,15 +29,15 @@ KINDS = {
     "file_lock": "file lock",
     "sqlite_lock": "sqlite lock",
     "python": "pure-Python loop",
-    "big_json": "json.loads of one text",
+    "document": "JSON of 100 MB",
     "regex": "catastrophic re",
-    "callbacks": "150,000 tiny callbacks",
+    "million": "a million tiny callbacks",
     "collection": "GC of a huge graph",
     "other_thread": "GIL held by a thread",
     "stopped": "SIGSTOP",
 }
-GIL_HELD = ("big_json", "regex", "collection", "other_thread")
-LINELESS = ("callbacks", "stopped")
+GIL_HELD = ("document", "regex", "collection", "other_thread")
+LINELESS = ("million", "stopped")
 """No single line is to blame: the first is right when the callback's function is named."""
 STALL_AFTER_S = 0.1
 ASK_EVERY_S = 0.05
@@ -128,7 +128,7 @@ async def _told_by(
         if at_s < begin_s + STALL_AFTER_S / 2:
             continue
         lines = {int(line) for line in _TOLD.findall(text)}
-        right = "callbacks" in text if kind == "callbacks" else bool(lines & _blamed(kind))
+        right = "callbacks" in text if kind == "million" else bool(lines & _blamed(kind))
         return Row(
             None, Evidence(at_s - begin_s - STALL_AFTER_S, at_s < end_s - _AT_THE_END_S, right)
         )
@@ -171,13 +171,13 @@ def _first_word(process: Stalling, kind: str, begin_s: float, end_s: float) -> E
 
 
 def _is_right(kind: str, told: dict[str, Any]) -> bool:
-    if kind == "callbacks":
+    if kind == "million":
         return str(told.get("code.function.name", "")).endswith(("callbacks", "tiny"))
     return told.get("code.line.number") in _blamed(kind)
 
 
 def _blamed(kind: str) -> set[int]:
-    return set() if kind == "stopped" else blamed_lines(kind)
+    return set() if kind in LINELESS else blamed_lines(kind)
 
 
 def _answered(asked: Asked, name: str, times: dict[str, tuple[float, float]]) -> dict[str, Row]:

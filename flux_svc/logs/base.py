@@ -76,7 +76,7 @@ class IndexEntry(NamedTuple):
     recorded_ns: int
     subject: str
     size: int
-    """Bytes of its frame."""
+    """Bytes of its frame; without Ability.EMBEDDED, of what the storage keeps for it."""
     expire_ns: int
     """Wall time from which it is of no interest; 0: never."""
 
@@ -276,6 +276,13 @@ class EventLog(Protocol):
         """Rising sequences of events held that are of no interest from `time_ns` on; those whose
         time ended first, if there are more. The log itself never removes them: retention does.
         Ability REMOVE."""
+        ...
+
+    async def tends(self) -> bool:
+        """Whether retention is this node's task: of several nodes over one log one has it at a
+        time, and counts of `info` are those of that moment. Asked before each sweep. False: another
+        node sees to it. Raises Unavailable; `remove` and `trim` do so as well, with
+        RETENTION_MOVED, once another node has taken over. Ability REMOVE."""
         ...
 
     async def sequence_at(self, time_ns: int) -> int:

@@ -11,14 +11,14 @@ may lose what was acknowledged. Nobody can see that setting from here, so it has
 `flux.nats_synced` is the operator's word, and DURABILITY_FSYNC is honoured only with it. Replicas
 do not stand in for it. A stream that lost events is noticed (LOG_REWOUND) and gets another epoch.
 
-*Atomic.* A batch is stored whole or refused whole. On one server without replicas a crash in the
-middle of its commit may leave the front of it; its repeat stores the rest.
+*Atomic.* A batch is stored whole or refused whole, also where nats-server is killed in the middle
+of its commit. The exceptions stand in docs/flux.md.
 
 *Unique.* Each node knows the ids of the newest 131,072 events held and learns what others store
 from the tail. For what that cannot tell (stored by another node a moment ago, or trimmed), the
 server's own window decides, which is a time: `flux.nats_duplicate_window_s`.
 
-*Expiry.* The server's: whole seconds, rounded up.
+*Removed.* By whichever node has the lease for it; the others hear of it (`jetstream_notices.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -64,23 +63,27 @@ from flux_svc.logs.jetstream_faults import (
     tail_behind,
     unreachable,
 )
-from flux_svc.logs.jetstream_follower import Follower, survey
+from flux_svc.logs.jetstream_follower import Follower
 from flux_svc.logs.jetstream_ledger import Ledger
-from flux_svc.logs.jetstream_messages import ID, place_of
+from flux_svc.logs.jetstream_notices import Notices
+from flux_svc.logs.jetstream_opening import OPEN_S, first_connection, survey_events
 from flux_svc.logs.jetstream_reader import Question, Reader
+from flux_svc.logs.jetstream_remover import Remover
 from flux_svc.logs.jetstream_stream import Stream, StreamPlan, StreamState
-from flux_svc.logs.jetstream_wire import ANSWER_S, Dialler, Message, Wire
+from flux_svc.logs.jetstream_wire import ANSWER_S, Dialler, Wire
 from flux_svc.logs.jetstream_writer import Writer
-from flux_svc.sequencer import WINDOW_EVENTS
 
 logger = structlog.get_logger()
 
 LOOK_S = 5.0
 """Between two looks at what the stream holds: what others trimmed and what expired."""
-OPEN_S = 20.0
-"""How long opening waits for nats-server to be there."""
 _CLOSE_S = 6.0
 """A little more than an answer may take."""
+
+_RELEASE_S = 1.0
+"""For handing retention over to another node; without it that one waits for the lease to end."""
+_FORGET_NS = 600 * 1_000_000_000
+"""How long a node that removes nothing remembers events after their end."""
 
 Ended = Callable[[AitherError], None]
 
@@ -96,6 +99,7 @@ class JetStreamLog:
             Ability.EXPECTED_SUBJECT_SEQUENCES,
             Ability.BACKWARD,
             Ability.TRIM,
+            Ability.REMOVE,
             Ability.WRITE_QUEUE,
         }
     )
@@ -124,10 +128,14 @@ class JetStreamLog:
         self._over: AitherError | None = None
         """Why this log is at its end."""
         self._ledger = Ledger(state)
-        plan = stream.plan
-        self._follower = Follower(plan.name, state.last_sequence, self._ledger.hear)
-        self._writer = Writer(plan.prefix, self._ledger, self._connected, queue_events=queue_events)
-        self._reader = Reader(stream, self._ledger, self._connected, self._look)
+        plan, ledger = stream.plan, self._ledger
+        self._follower = Follower(plan.name, state.last_sequence, ledger.hear)
+        self._notices = Notices(plan, state.epoch, ledger.end)
+        self._writer = Writer(stream, ledger, self._connected, queue_events=queue_events)
+        self._reader = Reader(stream, ledger, self._connected, self._look)
+        self._remover = Remover(
+            stream, ledger, self._reader, self._notices, self._connected, self._look
+        )
         self._life: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -152,7 +160,7 @@ class JetStreamLog:
         """
         stream = Stream(plan)
         dialler = Dialler(urls, credentials)
-        wire, state = await _first(dialler, stream)
+        wire, state = await first_connection(dialler, stream)
         try:
             log = cls(
                 stream,
@@ -232,16 +240,32 @@ class JetStreamLog:
     ) -> ReadResult:
         self._check_open()
         with self._faults():
-            return await self._reader.fetch(sequences, exclude_sources)
+            found = await self._reader.fetch(sequences, exclude_sources)
+        if found.gone:
+            # Another node may have removed it for an event that is newer and was not heard here.
+            await self.catch_up()
+            await self._ledger.gone(found.gone)
+        return found
 
     async def index(self, position: int, *, max_events: int = 16_384) -> list[IndexEntry]:
-        raise NotImplementedError
+        self._check_open()
+        with self._faults():
+            return await self._remover.index(position, max_events)
 
     async def expired(self, time_ns: int, *, max_events: int = 16_384) -> list[int]:
-        raise NotImplementedError
+        self._check_open()
+        with self._faults():
+            return await self._remover.expired(time_ns, max_events)
 
     async def remove(self, sequences: Sequence[int]) -> int:
-        raise NotImplementedError
+        self._check_open()
+        with self._faults():
+            return await self._remover.remove(sequences)
+
+    async def tends(self) -> bool:
+        self._check_open()
+        with self._faults():
+            return await self._remover.tends()
 
     async def sequence_at(self, time_ns: int) -> int:
         self._check_open()
@@ -250,12 +274,8 @@ class JetStreamLog:
 
     async def trim(self, before_sequence: int) -> None:
         self._check_open()
-        before = min(before_sequence, self._ledger.last_sequence + 1)
-        if before <= self._ledger.floor:
-            return
         with self._faults():
-            await self._stream.purge(self._connected(), before)
-            await self._look()
+            await self._remover.trim(before_sequence)
 
     def info(self) -> LogInfo:
         return self._ledger.info()
@@ -294,6 +314,9 @@ class JetStreamLog:
     async def _close(self) -> None:
         self._writer.refuse_waiting(log_closed())
         await self._writer.finish(_CLOSE_S)
+        with suppress(AitherError, StreamRefused, TimeoutError):
+            async with asyncio.timeout(_RELEASE_S):
+                await self._remover.release()
         while self._life is not None and not self._life.done():
             # Again and again, for the library swallows a cancellation here and there.
             self._life.cancel()
@@ -307,7 +330,8 @@ class JetStreamLog:
         if self._over is not None:
             raise self._over
         if self._wire is None or self._wire.lost.is_set():
-            raise unreachable(", ".join(self._dialler.urls), "no connection, dialling again")
+            why = f"dialling again ({self._dialler.why})" if self._dialler.why else "dialling again"
+            raise unreachable(", ".join(self._dialler.urls), f"no connection, {why}")
         return self._wire
 
     @contextmanager
@@ -329,26 +353,11 @@ class JetStreamLog:
         self._connected()
 
     async def _survey(self, wire: Wire, state: StreamState) -> None:
-        """What was stored before this node came."""
-        if not state.events:
-            return
-        plan, last, ledger = self._stream.plan, state.last_sequence, self._ledger
-        keys: dict[int, str] = {}
-
-        def take_subject(message: Message) -> None:
-            subject = message.subject[len(plan.prefix) :]
-            ledger.tail.subjects[subject] = place_of(message.reply).sequence
-
-        def take_key(message: Message) -> None:
-            headers = message.headers or {}
-            keys[place_of(message.reply).sequence] = headers.get(ID, "")
-
-        newest = {"deliver_policy": "last_per_subject", "filter_subject": plan.prefix + ">"}
-        await survey(wire, plan.name, newest, last, take_subject)
-        start = max(state.first_sequence, last - WINDOW_EVENTS + 1)
-        window = {"deliver_policy": "by_start_sequence", "opt_start_seq": start}
-        await survey(wire, plan.name, window, last, take_key)
-        ledger.remember((keys[sequence], sequence) for sequence in sorted(keys) if sequence <= last)
+        """What was stored before this node came. The notices come last: they tell of events that
+        may have been removed meanwhile."""
+        if state.events:
+            await survey_events(wire, self._stream.plan, state, self._ledger)
+        await self._notices.begin(wire)
 
     async def _live(self, wire: Wire) -> None:
         """Keeps a connection and the tail over it, until the log is closed or at its end."""
@@ -369,9 +378,11 @@ class JetStreamLog:
     async def _serve(self, wire: Wire) -> None:
         """Follows the tail over one connection until that is lost."""
         backoff = FullJitter()
-        looking = asyncio.get_running_loop().create_task(
-            self._look_now_and_then(wire), name="flux:jetstream-look"
-        )
+        start = asyncio.get_running_loop().create_task
+        beside = [
+            start(self._look_now_and_then(wire), name="flux:jetstream-look"),
+            start(self._notices.follow(wire), name="flux:jetstream-notices"),
+        ]
         try:
             while not wire.lost.is_set() and self._over is None:
                 try:
@@ -379,8 +390,10 @@ class JetStreamLog:
                     if self._over is not None:
                         return
                     self._ledger.look(state)
-                    last, told = state.last_sequence, partial(self._caught_up, wire, state)
-                    await self._follower.follow(wire, last, told)
+                    beside.append(
+                        start(self._catch_up(wire, state), name="flux:jetstream-catch-up")
+                    )
+                    await self._follower.follow(wire)
                 except Unavailable as error:
                     logger.warning("jetstream.tail_broken", reason=error.message)
                 except StreamRefused as refused:
@@ -388,10 +401,23 @@ class JetStreamLog:
                     logger.warning("jetstream.tail_broken", reason=str(refused))
                     await asyncio.sleep(backoff.next_s(0.1))
         finally:
-            looking.cancel()
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
 
-    def _caught_up(self, wire: Wire, state: StreamState) -> None:
-        """The listeners heard of everything that was stored when `state` was asked for."""
+    async def _catch_up(self, wire: Wire, state: StreamState) -> None:
+        """Waits until the listeners heard of everything that is held of what was stored when
+        `state` was asked for. What is held the leader tells: the tail may hang on a replica that is
+        behind."""
+        backoff = FullJitter(first_s=0.005, most_s=0.2)
+        while (position := self._ledger.last_sequence) < state.last_sequence:
+            try:
+                following = await self._stream.first_from(wire, position + 1)
+            except StreamRefused:
+                following = position + 1  # without a leader for the moment
+            if following is None or following > state.last_sequence:
+                break
+            await asyncio.sleep(backoff.next_s())
         self._ledger.skip_to(state.last_sequence)
         if self._wire is not wire:
             logger.info("jetstream.connected", url=wire.url, last_sequence=state.last_sequence)
@@ -418,8 +444,13 @@ class JetStreamLog:
         return state
 
     async def _look(self) -> None:
-        """What others trimmed, and what expired."""
-        self._ledger.look(await self._stream.state(self._connected()))
+        """What others trimmed, and whether it is still the stream that it was."""
+        wire = self._connected()
+        state = await self._stream.state(wire)
+        if state.epoch != self.epoch:
+            wire.give_up("the stream has another epoch")
+            raise unreachable(wire.url, "the stream was replaced")
+        self._ledger.look(state)
 
     async def _look_now_and_then(self, wire: Wire) -> None:
         while True:
@@ -427,26 +458,6 @@ class JetStreamLog:
             if self._wire is wire:
                 with suppress(AitherError, StreamRefused):
                     await self._look()
-
-
-async def _first(dialler: Dialler, stream: Stream) -> tuple[Wire, StreamState]:
-    """A connection and the stream, tried until `OPEN_S` have gone by."""
-    backoff = FullJitter()
-    loop = asyncio.get_running_loop()
-    # By the clock and not by a cancellation, which the library may swallow; every step is bounded.
-    end_s = loop.time() + OPEN_S
-    while True:
-        try:
-            wire = await dialler.dial()
-            try:
-                return wire, await stream.make(wire)
-            except BaseException:
-                await wire.close()
-                raise
-        except Unavailable as error:
-            last: AitherError = error
-        except StreamRefused as refused:
-            last = fault_of(refused, stream.plan.name)
-        if not isinstance(last, Unavailable) or loop.time() >= end_s:
-            raise last
-        await asyncio.sleep(backoff.next_s(0.05))
+                    await self._stream.mend(wire)
+                if not self._notices.leased:
+                    self._ledger.expiries.forget_due(self._clock.time_ns() - _FORGET_NS)

@@ -17,6 +17,8 @@ WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 NAME_TAKEN = 10058
 NO_STREAM = 10059
 NO_MESSAGE = 10037
+NOT_FOUND = frozenset({NO_MESSAGE, 10043, 10057})
+"""Of a single message, told of one that is gone and of one that never was."""
 DUPLICATE_IN_BATCH = 10201
 DUPLICATE_IN_FLIGHT = 10158
 WRONG_LAST_ID = 10070
@@ -49,6 +51,15 @@ def unreachable(url: str, why: str) -> Unavailable:
         "found stored",
         reason="LOG_UNREACHABLE",
         retry_after_s=0.25,
+    )
+
+
+def unanswered(url: str) -> Unavailable:
+    return Unavailable(
+        f"NATS at {url} answers, but not to what it is to store: its disk may be full or sick, see "
+        "its log; make room and restart it, reading goes on meanwhile; repeat with the same ids",
+        reason="LOG_IO_ERROR",
+        retry_after_s=1.0,
     )
 
 
@@ -131,6 +142,15 @@ def replaced(stream: str, ours: str, theirs: str) -> Unavailable:
         "ends, so that it begins anew on the stream that is there",
         reason="LOG_REPLACED",
         metadata={"epoch": theirs},
+        retry_after_s=1.0,
+    )
+
+
+def not_the_stream(stream: str, stored: int, heard: int) -> Unavailable:
+    return Unavailable(
+        f'the stream "{stream}" stored an event at {stored} although it had {heard} already: it '
+        "was replaced; repeat with the same ids once this node has begun anew",
+        reason="LOG_REPLACED",
         retry_after_s=1.0,
     )
 

@@ -15,9 +15,15 @@ from typing import Any
 
 import structlog
 
-from flux_svc.logs.jetstream_faults import StreamRefused
+from flux_svc.logs.jetstream_faults import NO_MESSAGE, StreamRefused
 from flux_svc.logs.jetstream_ledger import Heard
-from flux_svc.logs.jetstream_messages import ID, place_of, record_of_message, size_on_disk
+from flux_svc.logs.jetstream_messages import (
+    ID,
+    expire_ns_in,
+    place_of,
+    record_of_message,
+    size_on_disk,
+)
 from flux_svc.logs.jetstream_wire import Message, Wire
 
 logger = structlog.get_logger()
@@ -26,7 +32,9 @@ HEARTBEAT_S = 1.0
 _SILENCE_S = 2.5 * HEARTBEAT_S
 """A consumer that is silent so long is gone. Where it was the loop that stood still, another one
 costs two messages."""
-_SURVEYS = 5
+_SURVEYS = 20
+_BEHIND_S = 0.1
+"""Between two of them: together 2 s, in which a replica that was behind has caught up."""
 _NS = 1_000_000_000
 
 
@@ -41,24 +49,16 @@ class Follower:
         self._hear = hear
         self._taken: list[Heard] = []
         """What came in this step of the loop; told together."""
-        self._caught_up: Callable[[], None] | None = None
-        self._last = 0
-        self._left: int | None = None
-        """Messages that stood behind the last one that came, as the server told with it."""
 
-    async def follow(self, wire: Wire, last: int, caught_up: Callable[[], None]) -> None:
-        """Until one consumer is of no use any more. Calls `caught_up`, once, when everything up to
-        `last` that is held was told. Raises StreamRefused and Unavailable LOG_UNREACHABLE when it
-        cannot be made."""
-        self._last, self._left, self._caught_up = last, None, caught_up
-        consumer = _Consumer(wire, self._take)
+    async def follow(self, wire: Wire) -> None:
+        """Until one consumer is of no use any more. Raises StreamRefused and Unavailable
+        LOG_UNREACHABLE when it cannot be made."""
+        consumer = Consumer(wire, self._take)
         try:
-            pending = await consumer.start(
+            await consumer.start(
                 self._stream,
                 {"deliver_policy": "by_start_sequence", "opt_start_seq": self.position + 1},
             )
-            if not pending and not self._taken:
-                self._catch_up()
             await consumer.until_broken()
         finally:
             await consumer.stop()
@@ -77,19 +77,11 @@ class Follower:
             # Messages that came together are handed over one after the other without a pause.
             asyncio.get_running_loop().call_soon(self._tell)
         size = size_on_disk(subject, headers, message.data)
-        self._taken.append(Heard(record, headers.get(ID, ""), size))
-        self._left = place.pending
+        self._taken.append(Heard(record, headers.get(ID, ""), size, expire_ns_in(headers)))
 
     def _tell(self) -> None:
         taken, self._taken = self._taken, []
         self._hear(taken)
-        if self._left == 0 or self.position >= self._last:
-            self._catch_up()
-
-    def _catch_up(self) -> None:
-        caught_up, self._caught_up = self._caught_up, None
-        if caught_up is not None:
-            caught_up()
 
 
 async def survey(
@@ -97,32 +89,51 @@ async def survey(
 ) -> None:
     """Reads the headers of what is held up to `last`, as chosen by a consumer's configuration.
 
-    Where that consumer breaks, another one begins anew and `take` is given everything again. Raises
-    as `Follower.follow`.
+    Where that consumer breaks, or stands on a replica that lacks some of it, another one begins
+    anew and `take` is given everything again. Raises as `Follower.follow`.
     """
     for _ in range(_SURVEYS):
-        if await _surveyed(wire, stream, which, last, take):
+        seen = await _surveyed(wire, stream, which, last, take)
+        if seen is not None and not await _held(wire, stream, which, seen + 1, last):
             return
         logger.warning("jetstream.survey_broken", stream=stream)
+        await asyncio.sleep(_BEHIND_S)
     raise StreamRefused(0, f"the survey of the stream broke off {_SURVEYS} times")
+
+
+async def _held(wire: Wire, stream: str, which: Mapping[str, Any], first: int, last: int) -> bool:
+    """Whether the stream's leader has something of it in a range."""
+    if first > last or "filter_subjects" in which:  # who asks for several subjects looks himself
+        return False
+    subject = which.get("filter_subject", f"{stream}.>")
+    try:
+        answer = await wire.ask(f"STREAM.MSG.GET.{stream}", {"seq": first, "next_by_subj": subject})
+    except StreamRefused as refused:
+        if refused.code == NO_MESSAGE:
+            return False
+        raise
+    return int(answer["message"]["seq"]) <= last
 
 
 async def _surveyed(
     wire: Wire, stream: str, which: Mapping[str, Any], last: int, take: Callable[[Message], None]
-) -> bool:
-    """Whether it got to its end."""
+) -> int | None:
+    """The last sequence that it told; None: it did not get to its end."""
     done = asyncio.Event()
+    seen = int(which.get("opt_start_seq", 1)) - 1
 
     def heed(message: Message) -> None:
+        nonlocal seen
         take(message)
         place = place_of(message.reply)
+        seen = place.sequence
         if place.pending == 0 or place.sequence >= last:
             done.set()
 
-    consumer = _Consumer(wire, heed)
+    consumer = Consumer(wire, heed)
     try:
         if not await consumer.start(stream, {**which, "headers_only": True}):
-            return True
+            return seen
         broken = asyncio.ensure_future(consumer.until_broken())
         finished = asyncio.ensure_future(done.wait())
         try:
@@ -130,12 +141,12 @@ async def _surveyed(
         finally:
             broken.cancel()
             finished.cancel()
-        return done.is_set()
+        return seen if done.is_set() else None
     finally:
         await consumer.stop()
 
 
-class _Consumer:
+class Consumer:
     """One consumer on the server, and the subscription that hears it."""
 
     def __init__(self, wire: Wire, take: Callable[[Message], None]) -> None:

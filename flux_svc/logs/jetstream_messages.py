@@ -16,10 +16,13 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from aither.flux.v1.event_pb2 import Event
-from flux_svc.frames import Record, encode_body, recorded_field, seal
+from flux_svc.frames import Record, encode_body, expire_ns_of, recorded_field, seal
 
 ID = "Nats-Msg-Id"
 SOURCE = "Aither-Source"
+EXPIRE = "Aither-Expire"
+"""When the event ends, ns since 1970. It is not left to nats-server's `Nats-TTL`: that removes the
+newest event of a subject without a word, and no node could know then that the state has ended."""
 TTL = "Nats-TTL"
 EXPECTED_LAST = "Nats-Expected-Last-Sequence"
 EXPECTED_SUBJECT = "Nats-Expected-Last-Subject-Sequence"
@@ -55,9 +58,8 @@ def outgoing(events: Iterable[Event], arrival_ns: int) -> list[Outgoing]:
     for event in events:
         key = key_of(event.source, event.id)
         headers = {ID: key, SOURCE: _quoted(event.source)}
-        if event.HasField("expire_time"):
-            left_ns = event.expire_time.ToNanoseconds() - arrival_ns
-            headers[TTL] = f"{max(1, -(-left_ns // _NS))}s"  # whole seconds, at least one
+        if expire_ns := expire_ns_of(event):
+            headers[EXPIRE] = str(expire_ns)
         made.append(Outgoing(key, event.subject, encode_body(event, arrival_ns), headers))
     return made
 
@@ -72,6 +74,11 @@ def record_of_message(
 
 def source_of(headers: Mapping[str, str]) -> str:
     return _unquoted(headers.get(SOURCE, ""))
+
+
+def expire_ns_in(headers: Mapping[str, str]) -> int:
+    """When the event ends; 0: never."""
+    return int(headers[EXPIRE]) if EXPIRE in headers else 0
 
 
 def size_on_disk(subject: str, headers: Mapping[str, str], body: bytes) -> int:

@@ -13,9 +13,14 @@ from typing import NamedTuple
 
 from aither.flux.v1.flux_service_pb2 import GAP_REASON_COMPACTED
 from aither_sdk.errors import Unavailable
-from flux_svc.logs.base import Matches, Missing, ReadResult, Record
+from flux_svc.logs.base import IndexEntry, Matches, Missing, ReadResult, Record
 from flux_svc.logs.jetstream_ledger import Ledger
-from flux_svc.logs.jetstream_messages import record_of_message, time_ns
+from flux_svc.logs.jetstream_messages import (
+    expire_ns_in,
+    record_of_message,
+    size_on_disk,
+    time_ns,
+)
 from flux_svc.logs.jetstream_stream import Stream
 from flux_svc.logs.jetstream_wire import Message, Wire
 
@@ -27,6 +32,11 @@ _BACK_EVENTS = 256
 _PIECE_BYTES = 4 * 2**20
 _FETCHES = 64
 """Single events asked for at once."""
+_OF_THE_ANSWER = frozenset(
+    {"Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending"}
+    | {"Nats-Last-Sequence"}
+)
+"""Headers of a direct get that are not stored with the message."""
 _TRIES = 40
 _BEHIND_S = 0.05
 """Between two questions to replicas that are behind; together 2 s."""
@@ -115,7 +125,7 @@ class Reader:
         goal = end
         begin = following = max(position + 1, floor)
         taken = _Taken(question.max_events, question.max_bytes)
-        missing: list[Missing] = []
+        holes: list[tuple[int, int]] = []
         while following <= end and following - begin < SCAN_EVENTS:
             events = _PIECE_EVENTS
             if question.everything:  # one more than fits, to know that it does not
@@ -135,14 +145,13 @@ class Reader:
                     upto = end = cut - 1
             full = taken.fill(piece.records, upto, question)
             upto = upto if full is None else full - 1
-            missing += [
-                Missing(a, b, b - a + 1, GAP_REASON_COMPACTED) for a, b in piece.holes if b <= upto
-            ]
+            holes += [(a, b) for a, b in piece.holes if b <= upto]
             following = upto + 1
             if full is not None:
                 break
         position = max(position, following - 1)
         reached = position >= goal
+        missing = _compacted(holes)
         return _result(taken.records, position, end_reached=reached, floor=floor, missing=missing)
 
     async def backward(self, position: int, question: Question) -> ReadResult:
@@ -165,18 +174,8 @@ class Reader:
     async def fetch(self, sequences: Sequence[int], excluded_sources: frozenset[str]) -> ReadResult:
         floor = self._ledger.floor
         held = [one for one in sequences if floor <= one <= self._ledger.last_sequence]
-        if held and held[-1] - held[0] < 2 * len(held):
-            wanted = set(held)
-            found = [r for r in await self._range(held[0], held[-1]) if r.sequence in wanted]
-        else:
-            room = asyncio.Semaphore(_FETCHES)
-
-            async def one(sequence: int) -> list[Record]:
-                async with room:
-                    return await self._range(sequence, sequence)
-
-            pieces = await asyncio.gather(*map(one, held))
-            found = [record for piece in pieces for record in piece]
+        wanted = set(held)
+        found = [record for record in await self._some(held) if record.sequence in wanted]
         kept = [record for record in found if record.source not in excluded_sources]
         there = {record.sequence for record in found}
         gone = [sequence for sequence in sequences if sequence not in there]
@@ -198,28 +197,74 @@ class Reader:
             first = piece.upto + 1
         return found
 
+    async def entries(self, first: int, last: int, events: int) -> tuple[list[IndexEntry], int]:
+        """What the index tells of a range, as far as one question reaches: up to the sequence that
+        is answered."""
+        messages, upto = await self._messages(first, last, events, _PIECE_BYTES)
+        return [self._entry(message) for message in messages], upto
+
+    async def subjects(self, sequences: Sequence[int]) -> list[tuple[int, str]]:
+        """Those of these rising sequences that are held, with the subjects of their events."""
+        wanted = set(sequences)
+        return [
+            (record.sequence, record.subject)
+            for record in await self._some(sequences)
+            if record.sequence in wanted
+        ]
+
+    async def of_subject(self, subject: str, events: int) -> list[int]:
+        """The sequences of its oldest events, as one replica has them."""
+        plan = self._stream.plan
+        request = {
+            "seq": 1,
+            "batch": events,
+            "next_by_subj": plan.prefix + subject,
+            "max_bytes": _PIECE_BYTES,
+        }
+        messages, _ = await self._connected().collect(plan.name, request)
+        return [int((message.headers or {})["Nats-Sequence"]) for message in messages]
+
+    async def _some(self, held: Sequence[int]) -> list[Record]:
+        """Those of these that are there; where they stand close, also what is between them."""
+        if held and held[-1] - held[0] < 2 * len(held):
+            return await self._range(held[0], held[-1])
+        room = asyncio.Semaphore(_FETCHES)
+
+        async def one(sequence: int) -> list[Record]:
+            async with room:
+                return await self._range(sequence, sequence)
+
+        pieces = await asyncio.gather(*map(one, held))
+        return [record for piece in pieces for record in piece]
+
     async def _piece(self, first: int, last: int, events: int, size: int) -> _Piece:
         """Looks at a range from its beginning, as far as the bounds allow and at least one event
         far. Raises Unavailable LOG_BEHIND when only replicas that lack it answer."""
+        messages, upto = await self._messages(first, last, events, size)
+        records = [self._record(message) for message in messages]
+        return _Piece(records, upto, _holes(first, records, upto))
+
+    async def _messages(
+        self, first: int, last: int, events: int, size: int
+    ) -> tuple[list[Message], int]:
         stream = self._stream
         for _ in range(_TRIES):
             wire = self._connected()
             count = min(events, last - first + 1)
             request = {"seq": first, "batch": count, "max_bytes": size}
             messages, pending = await wire.collect(stream.plan.name, request)
-            records = [self._record(message) for message in messages]
-            inside = [record for record in records if record.sequence <= last]
-            if len(inside) < len(records) or (inside and inside[-1].sequence == last):
-                return _Piece(inside, last, _holes(first, inside, last))
-            seen = inside[-1].sequence if inside else first - 1
+            inside = [one for one in messages if _sequence(one) <= last]
+            seen = _sequence(inside[-1]) if inside else first - 1
+            if len(inside) < len(messages) or seen == last:
+                return inside, last
             if inside and pending:
-                return _Piece(inside, seen, _holes(first, inside, seen))
+                return inside, seen
             # The replica has no more; the leader knows.
             following = await stream.first_from(wire, seen + 1)
             if following is None or following > last:
-                return _Piece(inside, last, _holes(first, inside, last))
+                return inside, last
             if inside:
-                return _Piece(inside, seen, _holes(first, inside, seen))
+                return inside, seen
             await asyncio.sleep(_BEHIND_S)
         raise Unavailable(
             f"the replicas of the stream lack event {first}, which its leader has; repeat in a "
@@ -231,12 +276,39 @@ class Reader:
     def _record(self, message: Message) -> Record:
         headers = message.headers or {}
         return record_of_message(
-            int(headers["Nats-Sequence"]),
-            time_ns(headers["Nats-Time-Stamp"]),
-            headers["Nats-Subject"][len(self._stream.plan.prefix) :],
-            headers,
-            message.data,
+            _sequence(message), _recorded_ns(message), self._subject(message), headers, message.data
         )
+
+    def _entry(self, message: Message) -> IndexEntry:
+        headers = message.headers or {}
+        stored = {key: value for key, value in headers.items() if key not in _OF_THE_ANSWER}
+        size = size_on_disk(headers["Nats-Subject"], stored, message.data)
+        return IndexEntry(
+            _sequence(message),
+            _recorded_ns(message),
+            self._subject(message),
+            size,
+            expire_ns_in(headers),
+        )
+
+    def _subject(self, message: Message) -> str:
+        return (message.headers or {})["Nats-Subject"][len(self._stream.plan.prefix) :]
+
+
+def _sequence(message: Message) -> int:
+    return int((message.headers or {})["Nats-Sequence"])
+
+
+def _recorded_ns(message: Message) -> int:
+    return time_ns((message.headers or {})["Nats-Time-Stamp"])
+
+
+def _compacted(holes: Sequence[tuple[int, int]]) -> list[Missing]:
+    """All holes in one: a log compacted to a few events is told in a few words."""
+    if not holes:
+        return []
+    events = sum(last - first + 1 for first, last in holes)
+    return [Missing(holes[0][0], holes[-1][1], events, GAP_REASON_COMPACTED)]
 
 
 def _holes(first: int, records: Sequence[Record], upto: int) -> list[tuple[int, int]]:

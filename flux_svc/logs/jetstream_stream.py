@@ -12,9 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flux_svc.logs.jetstream_faults import NAME_TAKEN, NO_MESSAGE, NO_STREAM, StreamRefused, foreign
+import structlog
+
+from flux_svc.logs.jetstream_faults import (
+    NAME_TAKEN,
+    NO_MESSAGE,
+    NO_STREAM,
+    NOT_FOUND,
+    StreamRefused,
+    foreign,
+)
 from flux_svc.logs.jetstream_messages import time_text
 from flux_svc.logs.jetstream_wire import Wire
+
+logger = structlog.get_logger()
 
 _EPOCH = "aither-epoch"
 _NEEDED = {"allow_direct": True, "allow_atomic": True, "allow_msg_ttl": True}
@@ -80,6 +91,10 @@ class Stream:
             await self._adopt(wire)
         return await self.state(wire)
 
+    async def mend(self, wire: Wire) -> None:
+        """Sets again what the log cannot do without, where somebody has edited the stream."""
+        await self._have_needed(wire, (await self._info(wire))["config"])
+
     async def state(self, wire: Wire) -> StreamState:
         answer = await self._info(wire)
         config, state = answer["config"], answer["state"]
@@ -101,9 +116,26 @@ class Stream:
             raise
         return True
 
-    async def purge(self, wire: Wire, before_sequence: int) -> None:
-        """Removes all below."""
-        await wire.ask(f"STREAM.PURGE.{self.plan.name}", {"seq": before_sequence})
+    async def purge(self, wire: Wire, before_sequence: int, subject: str = "") -> None:
+        """Removes all below; with `subject` (the message's), all of that below."""
+        request: dict[str, Any] = {"seq": before_sequence}
+        if subject:
+            request["filter"] = subject
+        await wire.ask(f"STREAM.PURGE.{self.plan.name}", request)
+
+    async def delete(self, wire: Wire, sequence: int) -> None:
+        """Removes one message. What it was is not overwritten."""
+        await wire.ask(f"STREAM.MSG.DELETE.{self.plan.name}", {"seq": sequence, "no_erase": True})
+
+    async def holds(self, wire: Wire, sequence: int) -> bool:
+        """As the leader knows it."""
+        try:
+            await wire.ask(f"STREAM.MSG.GET.{self.plan.name}", {"seq": sequence})
+        except StreamRefused as refused:
+            if refused.code in NOT_FOUND:
+                return False
+            raise
+        return True
 
     async def first_since(self, wire: Wire, at_ns: int) -> int | None:
         """The first message at or after a time; None where there is none."""
@@ -144,8 +176,12 @@ class Stream:
         ]
         if wrong:
             raise foreign(self.plan.name, ", ".join(wrong))
+        await self._have_needed(wire, config)
+
+    async def _have_needed(self, wire: Wire, config: Mapping[str, Any]) -> None:
         missing = {key: value for key, value in _NEEDED.items() if config.get(key) != value}
         if missing:
+            logger.warning("jetstream.stream_mended", stream=self.plan.name, settings=[*missing])
             await self._update(wire, config, {}, missing)
 
     async def _update(

@@ -1,10 +1,9 @@
 """Appending: what is known is answered from the window, the rest is stored by the server, which has
 the last word on duplicates and expectations.
 
-One event is one message; several are one atomic batch. Appends of different publishers are on their
-way at the same time; those of one succession go one after the other, for a message that is lost
-must not be overtaken by those behind it. The server's own window of ids is the guard for what this
-node cannot know yet: an event that another node stored a moment ago, or one that was trimmed.
+One event is one message; several are one atomic batch. The server's own window of ids is the guard
+for what this node cannot know yet: an event that another node stored a moment ago, or one that was
+trimmed.
 """
 
 from __future__ import annotations
@@ -14,13 +13,12 @@ import itertools
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.errors import AitherError
 from flux_svc.logs.base import Appended, Expected, Succession
-from flux_svc.logs.faults import log_closed
 from flux_svc.logs.jetstream_faults import (
     DUPLICATE_IN_BATCH,
     DUPLICATE_IN_FLIGHT,
@@ -31,10 +29,12 @@ from flux_svc.logs.jetstream_faults import (
     contended,
     event_too_large,
     fault_of,
+    not_the_stream,
     tail_behind,
     wrong_last,
 )
 from flux_svc.logs.jetstream_ledger import Ledger
+from flux_svc.logs.jetstream_lines import Job, Lines
 from flux_svc.logs.jetstream_messages import (
     BATCH_COMMIT,
     BATCH_ID,
@@ -47,8 +47,8 @@ from flux_svc.logs.jetstream_messages import (
     header_bytes,
     outgoing,
 )
+from flux_svc.logs.jetstream_stream import Stream
 from flux_svc.logs.jetstream_wire import ANSWER_S, Headers, Wire, settle
-from flux_svc.logs.write_queue import WriteQueue
 
 MAX_QUEUE_BYTES = 64 * 2**20
 _BATCHES = 16
@@ -61,48 +61,23 @@ _NOBODY = "-"
 """An id that no event has: what expects it to be the last is never stored."""
 
 
-@dataclass(slots=True)
-class _Job:
-    """One append on its way."""
-
-    sent: Sequence[Outgoing]
-    bytes: int
-    expected: Expected
-    succession: Succession | None
-    answer: asyncio.Future[list[Appended]]
-
-    @property
-    def events(self) -> int:
-        return len(self.sent)
-
-    @property
-    def abandoned(self) -> bool:
-        return self.answer.done()
-
-    def refuse(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-
-
 class Writer:
     """Owns the appends from their call to their answer. Changed on the loop alone."""
 
     def __init__(
         self,
-        prefix: str,
+        stream: Stream,
         ledger: Ledger,
         connected: Callable[[], Wire],
         *,
         queue_events: int,
         queue_bytes: int = MAX_QUEUE_BYTES,
     ) -> None:
-        self._prefix = prefix
+        self._stream = stream
+        self._prefix = stream.plan.prefix
         self._ledger = ledger
         self._connected = connected
-        self._queue = WriteQueue(self._put, max_events=queue_events, max_bytes=queue_bytes)
-        self._appends: set[asyncio.Task[None]] = set()
-        self._behind: dict[int, asyncio.Task[None]] = {}
-        """The last append of each succession, by the identity of that."""
+        self._lines = Lines(self._append, max_events=queue_events, max_bytes=queue_bytes)
         self._turn = asyncio.Lock()
         """Held while an append is sent, never while it is answered: appends reach the stream in the
         order of their calls."""
@@ -120,67 +95,23 @@ class Writer:
         wait: bool,
     ) -> list[Appended]:
         """As the port says. Takes its place before the first time it waits."""
-        job = _Job(
+        job = Job(
             outgoing(events, arrival_ns),
             sum(event.ByteSize() for event in events),
             expected,
             succession,
             asyncio.get_running_loop().create_future(),
         )
-        self._queue.add(job, wait=wait)
+        self._lines.add(job, wait=wait)
         return await job.answer
 
     def refuse_waiting(self, error: AitherError) -> None:
         """Sends away what waits for room."""
-        self._queue.refuse_waiting(error)
+        self._lines.refuse_waiting(error)
 
     async def finish(self, limit_s: float) -> None:
         """Waits for all appends, then cancels what is left."""
-        if self._appends:
-            await asyncio.wait(set(self._appends), timeout=limit_s)
-        left = set(self._appends)
-        for task in left:
-            task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=1.0)
-
-    def _put(self, job: _Job) -> None:
-        # What is on its way cannot be called back, though its caller can: it has a task of its own.
-        task = asyncio.get_running_loop().create_task(self._carry(job), name="flux:append")
-        self._appends.add(task)
-        task.add_done_callback(self._appends.discard)
-
-    async def _carry(self, job: _Job) -> None:
-        try:
-            results = await self._in_turn(job)
-            if not job.answer.done():
-                job.answer.set_result(results)
-        except Exception as error:
-            job.refuse(error)
-        finally:
-            job.refuse(log_closed())  # of one that was cancelled
-            self._queue.done(job)
-
-    async def _in_turn(self, job: _Job) -> list[Appended]:
-        succession = job.succession
-        if succession is None:
-            return await self._append(job.sent, job.expected)
-        task = asyncio.current_task()
-        assert task is not None
-        before = self._behind.get(id(succession))
-        self._behind[id(succession)] = task
-        try:
-            if before is not None:
-                await asyncio.wait((before,))
-            if succession.error is not None:
-                raise succession.error
-            return await self._append(job.sent, job.expected)
-        except AitherError as error:
-            succession.error = succession.error or error
-            raise
-        finally:
-            if self._behind.get(id(succession)) is task:
-                del self._behind[id(succession)]
+        await self._lines.finish(limit_s)
 
     async def _append(self, sent: Sequence[Outgoing], expected: Expected) -> list[Appended]:
         """Tries until every event is either stored or known."""
@@ -237,19 +168,31 @@ class Writer:
     async def _guard(self, wire: Wire, fresh: Sequence[Outgoing], expected: Expected) -> Headers:
         """The header that lets the server refuse what is not as expected. Raises
         FailedPrecondition where it is known already."""
-        last = self._ledger.last_sequence
+        ledger = self._ledger
+        last = ledger.last_sequence
         for subject, sequence in expected.subjects.items():
-            actual = self._ledger.tail.subjects.get(subject, 0)
+            actual = await self._newest(wire, subject, sequence)
             if actual != sequence:
                 raise wrong_last(actual, sequence, subject)
         if expected.last_sequence is not None:
             return {EXPECTED_LAST: str(expected.last_sequence)}
         if not expected.subjects:
             return {}
-        if len(fresh) == 1 and list(expected.subjects) == [fresh[0].subject]:
+        subject = fresh[0].subject
+        if len(fresh) == 1 and [*expected.subjects] == [subject] and subject not in ledger.ended:
             return {EXPECTED_SUBJECT: str(expected.subjects[fresh[0].subject])}
-        # More than the server can compare at once: that nothing came since they were looked at.
+        # More than the server can compare (several subjects; one whose older event looks like its
+        # state): that nothing came since they were looked at.
         return {EXPECTED_LAST: str(last)}
+
+    async def _newest(self, wire: Wire, subject: str, expected: int) -> int:
+        """Where the newest event of a subject stands. Another node may have removed it a moment
+        ago: before anybody is refused, the leader is asked."""
+        newest = self._ledger.tail.subjects.get(subject, 0)
+        if newest and newest != expected and not await self._stream.holds(wire, newest):
+            self._ledger.lost(subject, newest)
+            return self._ledger.tail.subjects.get(subject, 0)
+        return newest
 
     async def _store(self, wire: Wire, fresh: Sequence[Outgoing], guard: Headers) -> int | Appended:
         """The sequence of the first event, or where the only one was stored before."""
@@ -258,16 +201,23 @@ class Writer:
             if size > wire.max_payload:
                 raise event_too_large(size, wire.max_payload)
         done: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        heard = self._ledger.last_sequence
         batch = self._batches if len(fresh) > 1 else nullcontext()
         with wire.answers(lambda message: settle(done, message), done) as reply:
             async with AsyncExitStack() as stack:
                 async with self._turn:
                     await stack.enter_async_context(batch)
                     await self._send(wire, fresh, guard, reply)
-                answer = await wire.answer(done)
+                answer = await wire.answer(done, partial(self._stream.state, wire))
         if answer.get("duplicate"):
             return Appended(answer["seq"], True)
-        return int(answer["seq"]) - len(fresh) + 1
+        first = int(answer["seq"]) - len(fresh) + 1
+        if first <= heard:
+            # Another stream has the name now. The tail is about to notice; the publisher must not
+            # be told a sequence of the other one.
+            wire.give_up(f"an event was stored at {first}, after {heard} was heard")
+            raise not_the_stream(self._prefix[:-1], first, heard)
+        return first
 
     async def _send(
         self, wire: Wire, fresh: Sequence[Outgoing], guard: Headers, reply: str
@@ -317,6 +267,12 @@ class Writer:
         if expected.last_sequence is not None:
             last = self._ledger.last_sequence if actual is None else actual
             raise wrong_last(last, expected.last_sequence)
+        if any(one in self._ledger.ended for one in expected.subjects):
+            await asyncio.sleep(_RETRY_S)  # a removal is under way, perhaps
+        for subject, sequence in expected.subjects.items():
+            # What was expected may be what another node removed.
+            if sequence and not await self._stream.holds(wire, sequence):
+                self._ledger.lost(subject, sequence)
         # Somebody appended: hear of it, then compare again.
         following = self._ledger.last_sequence + 1 if actual is None else actual
         try:

@@ -211,6 +211,9 @@ class MemoryLog:
             await asyncio.sleep(0)
         return removed
 
+    async def tends(self) -> bool:
+        return True
+
     async def sequence_at(self, time_ns: int) -> int:
         self._check_open()
         after = self._tail.last_sequence + 1

@@ -193,6 +193,9 @@ class SqliteLog:
         self._check_open()
         return await self._take_out(RemoveJob(tuple(sequences), self._loop.create_future()))
 
+    async def tends(self) -> bool:
+        return True
+
     async def sequence_at(self, time_ns: int) -> int:
         self._check_open()
         newest = self._tail.last_sequence

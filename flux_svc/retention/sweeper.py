@@ -98,7 +98,8 @@ class Retention:
     async def _run(self) -> None:
         while True:
             try:
-                await self.sweep()
+                if await self._log.tends():
+                    await self.sweep()
             except AitherError as error:
                 self._failed(error.reason, error)
             except Exception as error:

@@ -12,7 +12,7 @@ import pytest
 from aither.flux.v1.event_pb2 import Event
 from aither.runtime.v1 import runtime_events_pb2 as rt
 from aither_cli.stall_advice import advice
-from aither_cli.stalls import fold, in_full, trace_id
+from aither_cli.stalls import Told, fold, in_full, trace_id
 from aither_sdk.events import new_event
 from aither_sdk.publisher import Publisher
 from tests.processes import ServiceProcess, running
@@ -85,6 +85,8 @@ def test_in_full_has_the_stack_the_trace_and_what_to_do() -> None:
 def test_a_stall_outside_a_trace_has_none() -> None:
     assert trace_id(rt.Stall()) == ""
     assert trace_id(rt.Stall(traceparent="garbage")) == ""
+    own = rt.Stall(stall_traceparent=f"00-{TRACE}-b7ad6b7169203331-01")
+    assert f"trace    none was open; its own is {TRACE}" in in_full(Told(own, 1, ended=True))
 
 
 @pytest.mark.parametrize(

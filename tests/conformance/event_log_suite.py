@@ -520,7 +520,7 @@ class EventLogSuite:
     async def test_a_filter_that_matches_nothing_is_read_in_bounded_steps(
         self, log: EventLog
     ) -> None:
-        for _ in range(10):
+        for _ in range(6):
             await log.append(events(4000))
         position, steps = 0, 0
         while True:
@@ -530,7 +530,7 @@ class EventLogSuite:
             position, steps = result.position, steps + 1
             if result.end_reached:
                 break
-        assert (position, steps > 1) == (40_000, True)
+        assert (position, steps > 1) == (24_000, True)
 
     async def test_last_is_the_newest_of_each_subject_by_sequence(self, log: EventLog) -> None:
         for n in range(30):
@@ -734,10 +734,9 @@ class EventLogSuite:
         assert (result.events, result.first_sequence, result.missing) == (0, 11, ())
         assert (log.info().first_sequence, log.info().last_sequence) == (0, 10)
         assert (await log.append([event()]))[0].sequence == 11
-        assert (log.info().first_sequence, log.info().bytes) == (
-            11,
-            len((await log.read(0)).payload),
-        )
+        assert (log.info().first_sequence, log.info().events) == (11, 1)
+        if Ability.EMBEDDED in log.abilities:
+            assert log.info().bytes == len((await log.read(0)).payload)
 
     @pytest.mark.needs(Ability.REMOVE)
     async def test_a_subject_whose_newest_event_is_removed_has_no_state(
@@ -799,11 +798,18 @@ class EventLogSuite:
         clock.advance(1)
         await log.append([event("c"), event("a")])
         await log.remove([3])
-        sizes = (await log.read(0)).sizes
-        assert await log.index(0) == [
-            IndexEntry(1, start, "a", sizes[0], 0),
-            IndexEntry(2, start, "b", sizes[1], start + 5),
-            IndexEntry(4, start + SECOND_NS, "a", sizes[2], 0),
+        held = await log.read(0)
+        times, sizes = [one.recorded_ns for one in held.records], held.sizes
+        index = await log.index(0)
+        if Ability.EMBEDDED in log.abilities:
+            assert times == [start, start, start + SECOND_NS]
+        else:
+            sizes = [entry.size for entry in index]
+            assert sum(sizes) == log.info().bytes
+        assert index == [
+            IndexEntry(1, times[0], "a", sizes[0], 0),
+            IndexEntry(2, times[1], "b", sizes[1], start + 5),
+            IndexEntry(4, times[2], "a", sizes[2], 0),
         ]
         assert [entry.sequence for entry in await log.index(1, max_events=1)] == [2]
         assert await log.index(4) == []
@@ -824,7 +830,7 @@ class EventLogSuite:
         assert await log.expired(now + 10**18) == [5]
         assert [one.expire_time.ToNanoseconds() for one in await read_all(log)] == [0, now + 20]
 
-    @pytest.mark.needs(Ability.REMOVE)
+    @pytest.mark.needs(Ability.REMOVE, Ability.EMBEDDED)
     async def test_times_are_found_between_holes(self, log: EventLog, clock: FakeClock) -> None:
         start = clock.time_ns()
         for _ in range(10):
@@ -837,7 +843,7 @@ class EventLogSuite:
     @pytest.mark.needs(Ability.REMOVE)
     async def test_removing_and_appending_and_reading_go_together(self, log: EventLog) -> None:
         for _ in range(3):
-            await log.append(events(4000))
+            await log.append(events(800))
 
         async def publish() -> None:
             for _ in range(50):
@@ -845,7 +851,7 @@ class EventLogSuite:
 
         async def follow() -> None:
             position, told = 0, 0
-            while position < 12_500:
+            while position < 2_900:
                 result = await log.read(position, max_events=500)
                 gone = sum(hole.events for hole in result.missing)
                 assert result.events + gone == result.position - position
@@ -853,10 +859,10 @@ class EventLogSuite:
                 position = result.position
                 await asyncio.sleep(0)
 
-        away = range(2, 12_001, 3)
+        away = range(2, 2_401, 3)
         _, removed, *_ = await asyncio.gather(publish(), log.remove(away), follow())
         assert removed == len(away)
-        assert log.info().events == 12_500 - removed
+        assert log.info().events == 2_900 - removed
 
     # What a publisher expects of a subject
 

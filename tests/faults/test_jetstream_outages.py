@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import pytest
 
 from tests.cut_off import Proxy
 from tests.faults.told import History, check, follow, publish, read_all
-from tests.nats_server import NatsServer, cluster_of, nats_server
+from tests.nats_server import NatsServer, leader_of, nats_cluster, nats_server, until_current
 from tests.processes import ServiceProcess
 
 SEED = 20_261_121
@@ -128,13 +127,7 @@ async def test_a_node_that_is_cut_off_comes_back_without_loss(tmp_path: Path) ->
         async with Proxy(nats.port) as proxy:
             far = flux_over(f"nats://127.0.0.1:{proxy.port}", tmp_path / "far")
             near = flux_over(nats.url, tmp_path / "near")
-
-            def start() -> ExitStack:
-                stack = ExitStack()
-                stack.enter_context(nodes(far, near))
-                return stack
-
-            with await asyncio.to_thread(start):
+            with await asyncio.to_thread(entered, far, near):
                 async with load(far, near) as running_load:
                     proxy.part()
                     cut = running_load.histories[0].acknowledged
@@ -146,39 +139,30 @@ async def test_a_node_that_is_cut_off_comes_back_without_loss(tmp_path: Path) ->
                     await running_load.goes_on()
 
 
-@contextmanager
-def cluster(folder: Path) -> Iterator[list[NatsServer]]:
-    servers = cluster_of(3, folder)
-    try:
-        for server in servers:
-            server.start(wait=False)
-        for server in servers:
-            server.wait_ready()
-        yield servers
-    finally:
-        for server in servers:
-            server.close()
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_nodes_killed_under_load_lose_and_double_nothing(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "nats") as nats:
+        fluxes = [flux_over(nats.url, tmp_path / f"flux{n}") for n in range(2)]
+        started = await asyncio.to_thread(entered, *fluxes)
+        with started:
+            async with load(*fluxes) as running_load:
+                for n in range(6):
+                    await asyncio.to_thread(fluxes[n % 2].kill)
+                    await asyncio.to_thread(fluxes[n % 2].start)
+                    await running_load.goes_on(60.0)
 
 
-def leader_of(servers: Sequence[NatsServer]) -> NatsServer:
-    name = servers[0].ask("$JS.API.STREAM.INFO.AITHER")["cluster"]["leader"]
-    return next(server for server in servers if name == f"n{server.port}")
-
-
-def until_current(servers: Sequence[NatsServer]) -> None:
-    """Until every replica has what the leader has: two lost at once are one too many."""
-    end_s = time.monotonic() + 30
-    while time.monotonic() < end_s:
-        replicas = servers[0].ask("$JS.API.STREAM.INFO.AITHER")["cluster"].get("replicas", [])
-        if len(replicas) == 2 and all(one.get("current") for one in replicas):
-            return
-        time.sleep(0.05)
-    raise AssertionError("the replicas do not catch up")
+def entered(*fluxes: ServiceProcess) -> ExitStack:
+    """Nodes that run until the stack is closed."""
+    stack = ExitStack()
+    stack.enter_context(nodes(*fluxes))
+    return stack
 
 
 async def survives_loss_of_the_leader(folder: Path, losses: int) -> None:
     """The last one that is lost stays away."""
-    with cluster(folder / "nats") as servers:
+    with nats_cluster(folder / "nats") as servers:
         url = ",".join(server.url for server in servers)
         fluxes = [
             flux_over(url, folder / f"flux{n}", AITHER_FLUX__NATS_REPLICAS="3") for n in range(2)

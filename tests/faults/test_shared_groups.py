@@ -11,6 +11,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from aither_sdk.events import new_event
 from aither_sdk.publisher import Publisher
 from aither_sdk.worker import Worker
 from tests.conformance.groups_house import group
-from tests.nats_server import NatsServer, nats_server
+from tests.nats_server import NatsServer, leader_of, nats_cluster, nats_server, until_current
 from tests.processes import ServiceProcess
 
 LIMIT_S = 30.0
@@ -34,23 +35,32 @@ MOST_S = 12.0
 
 
 @contextmanager
-def house(folder: Path) -> Iterator[tuple[NatsServer, ServiceProcess, ServiceProcess]]:
-    """NATS, the node that keeps the groups, and another one."""
+def two_nodes(
+    folder: Path, servers: Sequence[NatsServer], replicas: int = 1
+) -> Iterator[list[ServiceProcess]]:
+    """The node that keeps the groups, and another one."""
+    settings = {
+        "AITHER_FLUX__LOG": "jetstream",
+        "AITHER_FLUX__NATS_URL": ",".join(server.url for server in servers),
+        "AITHER_FLUX__NATS_REPLICAS": str(replicas),
+    }
     with ExitStack() as stack:
-        nats = stack.enter_context(nats_server(folder / "nats"))
         nodes = []
         for name in ("a", "b"):
-            flux = ServiceProcess(
-                "flux_svc",
-                folder / name,
-                {"AITHER_FLUX__LOG": "jetstream", "AITHER_FLUX__NATS_URL": nats.url},
-            )
+            flux = ServiceProcess("flux_svc", folder / name, settings)
             stack.callback(flux.close)
             flux.start()
             nodes.append(flux)
             if name == "a":
                 asyncio.run(create_probe(flux))
-        yield nats, nodes[0], nodes[1]
+        yield nodes
+
+
+@contextmanager
+def house(folder: Path) -> Iterator[tuple[NatsServer, ServiceProcess, ServiceProcess]]:
+    """NATS and two nodes, the first of which keeps the groups."""
+    with nats_server(folder / "nats") as nats, two_nodes(folder, [nats]) as (a, b):
+        yield nats, a, b
 
 
 async def create_probe(flux: ServiceProcess) -> None:
@@ -229,66 +239,128 @@ async def test_a_leader_on_a_stopped_node_is_replaced_and_refused_afterwards(
                 assert (state.acknowledged_events, state.leader_epoch) == (1, taken)
 
 
-async def work(
-    flux: ServiceProcess, name: str, delivered: list[tuple[int, int]], done: set[int]
-) -> None:
+@dataclass
+class Working:
+    """Members on both nodes who join again whatever happens, and what they were handed."""
+
+    delivered: list[tuple[int, int]]
+    """Sequence and attempt."""
+    streams: list[list[tuple[int, int]]]
+    """The same, for each stream of a member."""
+    done: set[int]
+    """Acknowledged by a member; whether Flux has read that is another question."""
+
+    def judge(self, published: Sequence[int], states: Sequence[cs.ConsumerState]) -> None:
+        """`published`: what publishers were acknowledged."""
+        assert set(published) <= {sequence for sequence, _ in self.delivered}
+        for state in states:
+            assert state.checkpoint_sequence >= max(published)
+            assert state.missed_events == state.parked_events == 0
+            assert state.acknowledged_events == len(set(published))
+        twice = [one for one, times in Counter(self.delivered).items() if times > 1]
+        assert not twice, f"an attempt was handed out twice: {twice[:10]}"
+        for stream in self.streams:
+            first = [sequence for sequence, attempt in stream if attempt == 1]
+            assert first == sorted(first), "what is new came out of order"
+
+
+@asynccontextmanager
+async def working(*fluxes: ServiceProcess) -> AsyncIterator[Working]:
+    made = Working([], [], set())
+    workers = [
+        asyncio.create_task(work(flux, f"m{n}", made)) for n, flux in enumerate((*fluxes, *fluxes))
+    ]
+    try:
+        yield made
+        for worker in workers:
+            assert not worker.done(), worker.exception()
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.wait(workers)
+
+
+async def work(flux: ServiceProcess, name: str, told: Working) -> None:
     """Joins again whatever happens, and acknowledges everything."""
     while True:
         try:
             async with member(flux, name, 64) as one:
-                await take_all(one, delivered, done)
+                await take_all(one, told)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass  # the latter: a write after the end
         await asyncio.sleep(0.05)
 
 
-async def take_all(one: Member, delivered: list[tuple[int, int]], done: set[int]) -> None:
+async def take_all(one: Member, told: Working) -> None:
     taken = 0
+    stream: list[tuple[int, int]] = []
+    told.streams.append(stream)
     while one.ended is None:
         await one.more_than(taken)
         some = one.deliveries[taken:]
         taken += len(some)
-        delivered += [(each.event.sequence, each.attempt) for each in some]
+        new = [(each.event.sequence, each.attempt) for each in some]
+        told.delivered += new
+        stream += new
         await one.say(ack=pb.Ack(ack_ids=[each.ack_id for each in some]))
         await one.say(credit=pb.Credit(events=len(some), bytes=2**24))
-        done.update(each.event.sequence for each in some)
+        told.done.update(each.event.sequence for each in some)
+
+
+async def more_done(told: Working, events: int = 20) -> None:
+    """Until members have acknowledged so many more."""
+    before = len(told.done)
+    async with asyncio.timeout(LIMIT_S):
+        while len(told.done) < before + events:
+            await asyncio.sleep(0.01)
 
 
 async def survives_kills(folder: Path, kills: Sequence[str]) -> None:
     with ExitStack() as stack:
         nats, a, b = await asyncio.to_thread(stack.enter_context, house(folder))
         await create(a, filters=["load.>"], max_deliveries=50, backoffs_s=[0.02])
-        delivered: list[tuple[int, int]] = []
-        done: set[int] = set()
-        workers = [
-            asyncio.create_task(work(flux, f"m{n}", delivered, done))
-            for n, flux in enumerate((a, b, a, b))
-        ]
-        try:
+        async with working(a, b) as told:
             sequences: list[int] = []
             for round, victim in enumerate(kills):
                 load = asyncio.create_task(put(b, 400, f"load{round}"))
-                before = len(done)
-                async with asyncio.timeout(LIMIT_S):
-                    while len(done) < before + 20:
-                        await asyncio.sleep(0.01)
+                await more_done(told)
                 process: NatsServer | ServiceProcess = nats if victim == "nats" else a
                 await asyncio.to_thread(process.kill)
                 await asyncio.to_thread(process.start)
                 async with asyncio.timeout(LIMIT_S):
                     sequences += await load
             states = [await state_at(flux, max(sequences)) for flux in (a, b)]
-            for worker in workers:
-                assert not worker.done(), worker.exception()
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.wait(workers)
-        assert set(sequences) <= {sequence for sequence, _ in delivered}
-        for state in states:
-            assert state.missed_events == state.parked_events == 0
-        twice = [one for one, times in Counter(delivered).items() if times > 1]
-        assert not twice, f"an attempt was handed out twice: {twice[:10]}"
+        told.judge(sequences, states)
+
+
+async def survives_losses_in_a_cluster(folder: Path, losses: Sequence[str], events: int) -> None:
+    """Each of `losses` is a stream whose leader is killed, or "flux" for the keeper of the groups.
+    What is lost comes back before the next loss."""
+    with ExitStack() as stack:
+        servers = await asyncio.to_thread(stack.enter_context, nats_cluster(folder / "nats"))
+        nodes = await asyncio.to_thread(stack.enter_context, two_nodes(folder, servers, replicas=3))
+        await create(nodes[0], filters=["load.>"], max_deliveries=50, backoffs_s=[0.02])
+        async with working(*nodes) as told:
+            sequences: list[int] = []
+            away: NatsServer | ServiceProcess | None = None
+            for round, victim in enumerate(losses):
+                if away is not None:
+                    await asyncio.to_thread(away.start)
+                    for stream in ("AITHER", "AITHER_GROUPS"):
+                        await asyncio.to_thread(until_current, servers, stream)
+                load = asyncio.create_task(put(nodes[1], events, f"load{round}"))
+                await more_done(told)
+                away = nodes[0]
+                if victim != "flux":
+                    away = await asyncio.to_thread(leader_of, servers, victim)
+                await asyncio.to_thread(away.kill)
+                async with asyncio.timeout(LIMIT_S):
+                    sequences += await load
+                await more_done(told, 0)
+            states = [await state_at(nodes[1], max(sequences))]
+            if away is not nodes[0]:
+                states.append(await state_at(nodes[0], max(sequences)))
+        told.judge(sequences, states)
 
 
 @pytest.mark.timeout(120)
@@ -300,6 +372,22 @@ async def test_nats_killed_under_load_loses_nothing_that_a_group_has(tmp_path: P
 @pytest.mark.timeout(600)
 async def test_nats_and_the_keeper_killed_again_and_again_lose_nothing(tmp_path: Path) -> None:
     await survives_kills(tmp_path, ["nats", "a"] * 5)
+
+
+@pytest.mark.slow  # three servers take 7 s to elect each other, and 5 s or 10 s to replace one
+@pytest.mark.timeout(120)
+async def test_a_cluster_that_loses_a_server_loses_nothing_that_a_group_has(
+    tmp_path: Path,
+) -> None:
+    await survives_losses_in_a_cluster(tmp_path, ["AITHER_GROUPS"], 150)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_a_cluster_and_its_nodes_lose_one_after_the_other_and_no_event(
+    tmp_path: Path,
+) -> None:
+    await survives_losses_in_a_cluster(tmp_path, ["AITHER_GROUPS", "AITHER", "flux"] * 3, 1000)
 
 
 @pytest.mark.slow

@@ -17,9 +17,12 @@ from flux_svc.fanout.hub import Hub
 from flux_svc.fanout.subscription import Request, Subscription
 from flux_svc.frames import event_of
 from flux_svc.logs.base import Ability, EventLog
+from flux_svc.logs.jetstream import JetStreamLog
+from flux_svc.logs.jetstream_stream import StreamPlan
 from flux_svc.logs.memory import MemoryLog
 from flux_svc.logs.sqlite import SqliteLog
 from tests.faults.history import Recorder, Seen, seen, standing, verify
+from tests.nats_server import nats_server
 
 ROUNDS = 25
 SUBJECTS = ("load.a", "load.b", "other")
@@ -29,9 +32,14 @@ CONFLATE = pb.SLOW_POLICY_CONFLATE
 class Race:
     """One log, one publisher, one who trims, some who follow; their turns come from the seed."""
 
-    def __init__(self, log: EventLog, seed: int) -> None:
+    def __init__(
+        self, log: EventLog, seed: int, trimming: EventLog | None = None, rounds: int = ROUNDS
+    ) -> None:
+        """`trimming`: another node's view of the same log, over which it is trimmed."""
+        self.rounds = rounds
         self.chance = random.Random(seed)
         self.log = log
+        self.trimming = trimming or log
         self.hub = Hub(0, max_events=64, max_bytes=2**20)
         log.on_commit(self.hub.commit)
         self.publisher = Recorder("p")
@@ -52,7 +60,7 @@ class Race:
 
     async def publish(self) -> None:
         number = 0
-        for batch in range(ROUNDS * 4):
+        for batch in range(self.rounds * 4):
             size = self.chance.randint(1, 20)
             events = [
                 Event(id=str(number + i), source="p", subject=self.chance.choice(SUBJECTS))
@@ -64,13 +72,13 @@ class Race:
             await self.breathe()
 
     async def trim(self) -> None:
-        for _ in range(ROUNDS):
-            last = self.log.info().last_sequence
-            await self.log.trim(max(1, last - self.chance.choice([0, 5, 50, 200])))
-            if last and Ability.REMOVE in self.log.abilities:
+        for _ in range(self.rounds):
+            last = self.trimming.info().last_sequence
+            await self.trimming.trim(max(1, last - self.chance.choice([0, 5, 50, 200])))
+            if last and Ability.REMOVE in self.trimming.abilities:
                 gone = sorted({max(1, last - self.chance.randint(0, 60)) for _ in range(10)})
                 self.removed.update(gone)
-                await self.log.remove(gone)
+                await self.trimming.remove(gone)
             for _ in range(self.chance.randint(0, 6)):
                 await self.breathe()
 
@@ -125,9 +133,15 @@ class Race:
                 return stored
 
 
-async def race(log: EventLog, name: str, seed: int) -> set[str]:
+async def race(
+    log: EventLog,
+    name: str,
+    seed: int,
+    trimming: EventLog | None = None,
+    rounds: int = ROUNDS,
+) -> set[str]:
     """Answers what controls were heard: a race in which nobody meets a gap shows nothing."""
-    it = Race(log, seed)
+    it = Race(log, seed, trimming, rounds)
     await it.run()
     entries = [*it.publisher.entries, *(e for one in it.followers for e in one.entries)]
     info = log.info()
@@ -159,4 +173,18 @@ async def test_trimming_the_log_on_disk_races_resume(tmp_path: Path, seed: int) 
         heard = await race(log, "trim-sqlite", seed)
     finally:
         await log.close()
+    assert {"gap", "caught_up"} <= heard
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 20))]
+)
+async def test_what_one_node_trims_races_resume_at_another(tmp_path: Path, seed: int) -> None:
+    with nats_server(tmp_path) as server:
+        logs = [await JetStreamLog.open([server.url], StreamPlan("RACE")) for _ in range(2)]
+        try:
+            heard = await race(logs[0], "trim-jetstream", seed, logs[1], rounds=5)
+        finally:
+            for log in logs:
+                await log.close()
     assert {"gap", "caught_up"} <= heard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -26,7 +27,12 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]
     """Addresses of two nodes."""
     folder = tmp_path_factory.mktemp("bus")
     with nats_server(folder / "nats") as nats:
-        settings = {"AITHER_FLUX__LOG": "jetstream", "AITHER_FLUX__NATS_URL": nats.url}
+        settings = {
+            "AITHER_FLUX__LOG": "jetstream",
+            "AITHER_FLUX__NATS_URL": nats.url,
+            "AITHER_FLUX__RETENTION": '{"sweep_interval_s": 0.2, "rules": '
+            '[{"filter": "kept.>", "max_events_per_subject": 2}]}',
+        }
         with (
             running("flux_svc", folder / "a", **settings) as a,
             running("flux_svc", folder / "b", **settings) as b,
@@ -105,3 +111,36 @@ async def test_the_last_event_of_a_subject_is_the_same_on_both(nodes: tuple[str,
                     break
                 await asyncio.sleep(0.005)
             assert [event.sequence for event in state.events] == places
+
+
+async def test_what_retention_removes_is_a_gap_on_both_and_states_stay(
+    nodes: tuple[str, str],
+) -> None:
+    a, b = nodes
+    async with asyncio.timeout(PATIENCE_S), stub(a) as at_a, stub(b) as at_b:
+        batch = [new_event(f"kept.{1 + n % 2 if n else 0}", source="kept") for n in range(30)]
+        end_ns = time.time_ns() + 500_000_000
+        ending = [new_event(f"kept.{n}", source="kept") for n in (0, 9)]
+        for event in ending:
+            event.expire_time.FromNanoseconds(end_ns)
+        stored = await at_a.Publish(pb.PublishRequest(events=[*batch, *ending]))
+        places = [result.sequence for result in stored.results]
+        # The state of kept.0 has ended, though an older event of it is held.
+        held, states = [places[n] for n in (0, 26, 27, 28, 29)], [places[28], places[29]]
+        for one in (at_a, at_b):
+            while True:
+                request = pb.SubscribeRequest(filters=["kept.>"], after_sequence=places[0] - 1)
+                request.stop_sequence = places[-1]
+                found: list[int] = []
+                gaps: list[pb.Gap] = []
+                async for response in one.Subscribe(request):
+                    found += [event.sequence for event in response.events]
+                    gaps += [response.gap] if response.HasField("gap") else []
+                if found == held:
+                    break
+                assert set(found) > set(held), "what is to be kept is gone"
+                await asyncio.sleep(0.05)
+            assert {gap.reason for gap in gaps} == {pb.GAP_REASON_COMPACTED}
+            assert sum(gap.missing_events for gap in gaps) == 32 - len(held)
+            state = await one.GetLast(pb.GetLastRequest(filters=["kept.>"]))
+            assert [event.sequence for event in state.events] == states

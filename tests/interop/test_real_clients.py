@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.interop.tools import said, tool
+from tests.interop.tools import BUILD_LIMIT_S, said, tool
 from tests.processes import ServiceProcess, running
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(BUILD_LIMIT_S + 100)]
 FLUX = "aither.flux.v1.FluxService"
 
 

@@ -137,10 +137,15 @@ async def test_the_witness_tells_the_truth_while_the_loop_stands_still(
     assert await check(witness.address, "readiness") == SERVING
 
 
-async def test_a_witness_that_is_killed_comes_back_at_its_address(
-    service: tuple[Witness, Heart],
+async def test_a_witness_that_is_killed_comes_back_at_its_address_and_both_are_told(
+    service: tuple[Witness, Heart], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     witness, heart = service
+    told: list[tuple[str, str, dict[str, Any]]] = []
+    monkeypatch.setattr(
+        "aither_sdk.witness.parent.say",
+        lambda level, event, **fields: told.append((level, event, fields)),
+    )
     heart.turn(Phase.SERVING, ready=True)
     address = witness.address
     os.kill(witness.pid, signal.SIGKILL)
@@ -149,6 +154,13 @@ async def test_a_witness_that_is_killed_comes_back_at_its_address(
         await asyncio.sleep(0.05)
     assert witness.address == address
     assert await check(address, "readiness") == SERVING
+    async with asyncio.timeout(10):
+        while len(told) < 2:
+            await asyncio.sleep(0.01)
+    assert told == [
+        ("error", "witness.died", {"exit_code": -signal.SIGKILL, "restarts": 0}),
+        ("warning", "witness.restarted", {"address": address, "restarts": 1}),
+    ]
 
 
 async def test_a_witness_comes_back_though_there_was_no_process_to_be_had_at_first(

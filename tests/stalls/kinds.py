@@ -80,23 +80,32 @@ def big_json(seconds: float) -> None:
     json.loads(_texts["json"])  # blame
 
 
+def document(seconds: float) -> None:
+    """A document of 100 MB, however long that takes."""
+    json.loads(_texts["document"])  # blame
+
+
 def regex(seconds: float) -> None:
     text = _texts["regex"]
     re.match(r"(a+)+$", text)  # blame
 
 
-async def callbacks(seconds: float) -> None:
+async def callbacks(seconds: float, tiny_s: float = 20e-6) -> None:
     """One round of the loop: what is ready runs through before its timers are looked at."""
     loop = asyncio.get_running_loop()
     gc.disable()  # so many handles at once would make it a stall of the collection's
 
     def tiny() -> None:
-        end_s = time.perf_counter() + _TINY_S
+        end_s = time.perf_counter() + tiny_s
         while time.perf_counter() < end_s:
             pass
 
-    for _ in range(int(seconds / _TINY_S)):
+    for _ in range(int(seconds / tiny_s)):
         loop.call_soon(tiny)
+
+
+async def million(seconds: float) -> None:
+    await callbacks(seconds, seconds / 1_000_000)
 
 
 async def work(seconds: float) -> None:
@@ -141,6 +150,7 @@ KINDS = {
         sqlite_lock,
         python,
         big_json,
+        document,
         regex,
         collection,
         other_thread,
@@ -154,7 +164,6 @@ def _timeval(seconds: float) -> bytes:
     return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
 
 
-_TINY_S = 20e-6
 _OBJECTS_A_MS = 8_000
 _measured: dict[str, float] = {}
 _texts: dict[str, str] = {}
@@ -164,6 +173,7 @@ _texts: dict[str, str] = {}
 def prepare(kind: str, seconds: float) -> None:
     _texts["regex"] = _text_that_takes(seconds)
     _texts["json"] = _json_that_takes(seconds if kind == "big_json" else 0)
+    _texts["document"] = _document(100_000_000 if kind == "document" else 0)
 
 
 def _text_that_takes(seconds: float) -> str:
@@ -176,6 +186,14 @@ def _text_that_takes(seconds: float) -> str:
 
 def _json_that_takes(seconds: float) -> str:
     return '"' + "\\n" * int(1_000_000 * seconds / _measured["json"]) + '"'
+
+
+def _document(size_bytes: int) -> str:
+    """Records such as an API answers with."""
+    record = json.dumps(
+        {"name": "a name", "tags": ["red", "green"], "size": 12.5, "text": "x" * 400}
+    )
+    return f"[{','.join([record] * (size_bytes // (len(record) + 1)))}]"
 
 
 def measure() -> None:
@@ -202,6 +220,8 @@ async def stall(
         await asyncio.sleep(0)
         if kind == "callbacks":
             await callbacks(seconds)
+        elif kind == "million":
+            await million(seconds)
         elif kind == "work":
             await work(seconds)
         else:

@@ -46,7 +46,7 @@ async def no_alarm(seconds: float) -> None:
 
 
 async def test_two_busy_cores_raise_no_alarm() -> None:
-    await no_alarm(4)
+    await no_alarm(2.5)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aither_sdk.stalls.causes import EXCUSED, Cause, Reading, judge_cause
+from aither_sdk.stalls.causes import EXCUSED, Cause, Reading, count_handles, judge_cause
 
 MS = 1_000_000
 CALM = Reading(
@@ -24,6 +24,8 @@ CALM = Reading(
         ({"loop_cpu_ns": 900 * MS, "gc_ns": 700 * MS}, Cause.GC),
         ({"wchan": "hrtimer_nanosleep"}, Cause.BLOCKING_SYSCALL),
         ({"state": "D"}, Cause.BLOCKING_SYSCALL),
+        ({"state": "D", "in_call": True}, Cause.BLOCKING_SYSCALL),
+        ({"state": "D", "in_call": False}, Cause.HOST_STARVED),
         ({"process_cpu_ns": 950 * MS, "watchdog_late_ns": 900 * MS}, Cause.GIL_HELD_ELSEWHERE),
         ({"process_cpu_ns": 950 * MS, "handles": 0}, Cause.GIL_HELD_ELSEWHERE),
         ({"run_wait_ns": 800 * MS}, Cause.HOST_STARVED),
@@ -39,6 +41,14 @@ CALM = Reading(
         ({"process_cpu_ns": 990 * MS, "wchan": "do_wait"}, Cause.BLOCKING_SYSCALL),
         # Slow code stays slow code on a busy machine.
         ({"loop_cpu_ns": 300 * MS, "run_wait_ns": 690 * MS}, Cause.CPU_ON_LOOP),
+        (
+            {"lag_ns": 9_000 * MS, "loop_cpu_ns": 600 * MS, "run_wait_ns": 8_000 * MS},
+            Cause.CPU_ON_LOOP,
+        ),
+        (
+            {"lag_ns": 9_000 * MS, "loop_cpu_ns": 300 * MS, "run_wait_ns": 8_000 * MS},
+            Cause.HOST_STARVED,
+        ),
         ({"loop_cpu_ns": 90 * MS, "run_wait_ns": 900 * MS}, Cause.HOST_STARVED),
         # No /proc.
         ({"state": "", "run_wait_ns": None}, Cause.BLOCKING_SYSCALL),
@@ -116,3 +126,79 @@ def test_a_collection_that_got_no_cpu_is_the_machines() -> None:
     )
     assert judge_cause(starved) is Cause.HOST_STARVED
     assert judge_cause(replace(starved, process_cpu_ns=400 * MS)) is Cause.GC
+
+
+def test_a_timer_that_rang_a_second_late_is_the_machines() -> None:
+    """As recorded on a virtual machine: the loop slept in epoll_wait past its timer, nobody waited
+    for a CPU, and the last of five looks met the loop at its beat, just awake."""
+    beat = object()
+    looks = [(None, 1221 * MS), (None, 5 * MS), (None, 5 * MS), (None, 8 * MS), (beat, 1 * MS)]
+    recorded = Reading(
+        lag_ns=1240 * MS,
+        loop_cpu_ns=3 * MS,
+        process_cpu_ns=6 * MS,
+        run_wait_ns=3 * MS,
+        watchdog_late_ns=6 * MS,
+        state="S",
+        wchan="do_epoll_wait",
+        in_call=True,
+        handles=count_handles(looks),
+    )
+    assert recorded.handles == 0
+    assert judge_cause(recorded) is Cause.HOST_STARVED
+    assert judge_cause(replace(recorded, handles=1)) is Cause.BLOCKING_SYSCALL
+
+
+def test_a_thread_that_does_not_come_to_its_first_turn_is_the_machines() -> None:
+    """As recorded: the loop waited in `Thread.start` for the thread to begin, and the watchdog,
+    begun a moment before, got no CPU either."""
+    recorded = Reading(
+        lag_ns=415 * MS,
+        loop_cpu_ns=3 * MS,
+        process_cpu_ns=7 * MS,
+        run_wait_ns=13 * MS,
+        watchdog_wait_ns=235 * MS,
+    )
+    assert judge_cause(recorded) is Cause.HOST_STARVED
+    looked_at = replace(recorded, watchdog_wait_ns=0, state="S", wchan="futex_do_wait")
+    assert judge_cause(replace(looked_at, others_runnable=True)) is Cause.HOST_STARVED
+
+
+def test_a_silence_that_nobody_looked_at_is_the_machines_if_its_timers_were_late() -> None:
+    unseen = Reading(lag_ns=400 * MS, loop_cpu_ns=2 * MS, process_cpu_ns=5 * MS)
+    assert judge_cause(replace(unseen, watchdog_late_ns=150 * MS)) is Cause.HOST_STARVED
+    assert judge_cause(replace(unseen, watchdog_late_ns=20 * MS)) is Cause.BLOCKING_SYSCALL
+
+
+@pytest.mark.parametrize(
+    ("looks", "handles"),
+    [
+        ([], 1),
+        ([(None, 5)], 0),
+        ([("a", 100), ("a", 5), ("a", 5)], 1),
+        ([("a", 100), ("b", 5), ("c", 5)], 3),
+        ([("a", 100), (None, 5), (None, 5)], 1),
+        ([(None, 100), ("a", 5), ("b", 5)], 0),
+    ],
+)
+def test_callbacks_are_counted_by_looks_and_the_time_in_none_by_its_length(
+    looks: list[tuple[object, int]], handles: int
+) -> None:
+    assert count_handles(looks) == handles
+
+
+def test_a_silence_that_nobody_came_to_look_at_for_long_is_the_machines() -> None:
+    """As recorded at a load of 20: the watchdog was still busy with the stall before this one, and
+    nothing says so but that it did not look."""
+    recorded = Reading(
+        lag_ns=545 * MS,
+        loop_cpu_ns=3 * MS,
+        process_cpu_ns=3 * MS,
+        run_wait_ns=79 * MS,
+        watchdog_wait_ns=2 * MS,
+        unseen_ns=445 * MS,
+    )
+    assert judge_cause(recorded) is Cause.HOST_STARVED
+    assert judge_cause(replace(recorded, unseen_ns=5 * MS)) is Cause.BLOCKING_SYSCALL
+    held = replace(recorded, process_cpu_ns=400 * MS)
+    assert judge_cause(held) is Cause.GIL_HELD_ELSEWHERE

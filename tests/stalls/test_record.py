@@ -22,7 +22,9 @@ from aither_sdk.stalls.record import (
     line_of,
     links_of,
     message_of,
+    note_of,
     span_of,
+    with_note,
 )
 from aither_sdk.stalls.stacks import Frame
 
@@ -169,3 +171,18 @@ def test_the_collector_is_found_as_the_sdk_finds_it() -> None:
         "service.instance.id": "2",
         "a": "b",
     }
+
+
+def test_a_note_for_the_dead_fits_and_is_believed_of_its_own_stall_alone() -> None:
+    deep = tuple(Frame(f"function_{n}", f"/app/{'x' * 40}.py", n) for n in range(100))
+    whole = replace(WHOLE, stack=deep, culprit=deep[2], task_name="t")
+    note = note_of(whole, 2_000)
+    assert 1_000 < len(note) <= 2_000
+    bare = replace(whole, cause=Cause.UNSPECIFIED, stack=(), culprit=None, task_name="")
+    found = with_note(bare, note)
+    assert (found.cause, found.culprit, found.task_name) == (whole.cause, deep[2], "t")
+    assert found.stack == deep[-len(found.stack) :]
+    other = replace(bare, stall_id=StallId("one", 99))
+    for nothing in (None, b"", b"{", b"[]", b"{}", note[:-30]):
+        assert with_note(bare, nothing) == bare
+    assert with_note(other, note) == other

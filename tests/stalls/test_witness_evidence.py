@@ -13,9 +13,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from aither_sdk.beat import Beat, BeatCell, Phase
+from aither_sdk.beat import NOTE_BYTES, Beat, BeatCell, Phase
 from aither_sdk.stalls.causes import Cause, Reading
-from aither_sdk.stalls.record import Stall
+from aither_sdk.stalls.record import Stall, note_of
 from aither_sdk.stalls.stacks import Frame, survey
 from aither_sdk.witness.exits import spell_status
 from aither_sdk.witness.inquiry import Inquiry
@@ -54,6 +54,31 @@ async def test_a_blocked_service_that_is_killed_has_told_its_line() -> None:
     assert told_of(detected)["code.line.number"] in blamed_lines("sleep")
     assert told_of(exited)["service.exit"] in ("SIGKILL", "unknown")
     assert told_of(exited)["id"] == told_of(detected)["id"]
+    # The witness alone is left to tell it, also where no collector is.
+    assert told_of(exited)["cause"] == "blocking_syscall"
+    assert told_of(exited)["code.line.number"] in blamed_lines("sleep")
+    assert told_of(exited)["code.stacktrace"]
+
+
+def test_only_a_silence_that_was_seen_or_lasted_is_told_of_the_dead() -> None:
+    cell = BeatCell.create()
+    cell.write(Phase.SERVING, True, time.monotonic_ns() - 400_000_000)
+    inquiry = Inquiry(cell, os.getpid(), None, "x", "1", survey([]), lambda _stall: None)
+    assert inquiry.silent() is None  # the silence of one that is dead
+    beat = cell.read()
+    assert beat is not None
+    frame = Frame("pack", "/app.py", 7)
+    stall = inquiry._stall(beat, Reading(lag_ns=1), Cause.BLOCKING_SYSCALL, (frame,), ())
+    cell.write_note(note_of(stall, NOTE_BYTES))
+    seen = inquiry.silent()
+    assert seen is not None
+    assert (seen.cause, seen.culprit, seen.stack) == (Cause.BLOCKING_SYSCALL, frame, (frame,))
+    assert seen.lag_ns > 300_000_000
+    cell.write(Phase.SERVING, True, time.monotonic_ns() - 2_000_000_000)  # the note is of another
+    later = inquiry.silent()
+    assert later is not None
+    assert (later.cause, later.culprit) == (Cause.UNSPECIFIED, None)
+    cell.close()
 
 
 async def test_a_service_killed_while_the_gil_was_held_has_told_its_line() -> None:

@@ -11,6 +11,7 @@ from aither_sdk.errors import FailedPrecondition, Unavailable
 from flux_svc.logs.jetstream_faults import (
     NAME_TAKEN,
     NO_MESSAGE,
+    NOT_FOUND,
     WRONG_LAST_SEQUENCE,
     StreamRefused,
 )
@@ -24,7 +25,6 @@ ROLLUP = {"Nats-Rollup": "sub"}
 FRAME_BYTES = "Aither-Frame-Bytes"
 """On a parked copy, so that the list is known without the copies; what took a copy's place when it
 was let go has none."""
-_NOT_FOUND = frozenset({NO_MESSAGE, 10043, 10057})
 _PIECE = 256
 _BEHIND_S = 0.05
 _BEHIND_TRIES = 40
@@ -190,5 +190,5 @@ class Place:
         try:
             await wire.ask(f"STREAM.MSG.DELETE.{self.stream}", {"seq": at, "no_erase": True})
         except StreamRefused as refused:
-            if refused.code not in _NOT_FOUND:
+            if refused.code not in NOT_FOUND:
                 raise
