@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aither_cli.failures import Failure
@@ -14,6 +14,7 @@ from aither_cli.failures import Failure
 LOG_BYTES = 32 * 2**20
 """A log that grows beyond this is moved to `<name>.log.1`, so a service has twice this on disk."""
 _TAIL_BYTES = 16 * 2**10
+_LEAST_FREE_BYTES = 64 * 2**10
 
 
 @contextmanager
@@ -90,8 +91,8 @@ class ChildLog:
             os.close(fd)
 
     def note(self, line: str) -> None:
-        """A line of ours among the child's."""
-        with self.path.open("a") as file:
+        """A line of ours among the child's, where there is room for it."""
+        with suppress(OSError), self.path.open("a") as file:
             file.write(line + "\n")
 
     def trim(self) -> None:
@@ -106,7 +107,11 @@ class ChildLog:
             return  # a log that cannot be trimmed must not end what it is about
 
     def last_lines(self, count: int, width: int = 300) -> list[str]:
-        """The last lines of the newest run, each cut to `width` characters."""
+        """The last lines of the newest run, each cut to `width` characters; and that the disk is
+        full, where it is: then what explains an end could not be written."""
+        return [*self._written(count, width), *self._full_disk()]
+
+    def _written(self, count: int, width: int) -> list[str]:
         try:
             with self.path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -116,6 +121,15 @@ class ChildLog:
             return []
         lines = [line.rstrip() for line in text.splitlines() if line.strip()]
         return [line if len(line) <= width else line[: width - 1] + "…" for line in lines[-count:]]
+
+    def _full_disk(self) -> list[str]:
+        try:
+            free_bytes = shutil.disk_usage(self.path.parent).free
+        except OSError:
+            return []
+        if free_bytes >= _LEAST_FREE_BYTES:
+            return []
+        return [f"no space is left on the disk of {self.path.parent.parent}; free some"]
 
     def _older(self) -> Path:
         return self.path.with_name(self.path.name + ".1")

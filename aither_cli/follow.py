@@ -11,7 +11,7 @@ from aither.genesis.v1.genesis_events_pb2 import GenesisTick
 from aither.pulse.v1.pulse_events_pb2 import PulseTick
 from aither_cli.flood import Flood
 from aither_cli.payloads import unpacked
-from aither_cli.rendering import clock_of, live_line, seconds
+from aither_cli.rendering import clock_of, gap_words, live_line, seconds
 from aither_cli.teller import Teller
 from aither_sdk.errors import AitherError
 from aither_sdk.subscriber import NEW, Subscriber
@@ -81,8 +81,7 @@ class News:
         self._teller.tell(line.who, line.text, bad=line.bad, at=clock_of(event)[:8])
 
     def gap(self, gap: Gap) -> None:
-        told = f"events {gap.from_sequence} to {gap.to_sequence} are missing here"
-        self._teller.tell("aither", told, bad=True)
+        self._teller.tell("aither", gap_words(gap), bad=True)
 
     def _ticked(self, event: Event, now_s: float) -> None:
         message = unpacked(event.payload)

@@ -16,6 +16,7 @@ from typing import NoReturn
 from aither_cli.data_dir import ChildLog
 from aither_cli.failures import Failure
 from aither_cli.follow import follow
+from aither_cli.log_watch import watch_log
 from aither_cli.minder import Minder
 from aither_cli.nats_server import NAME as NATS
 from aither_cli.nats_server import NatsPlace, is_healthy
@@ -95,12 +96,14 @@ class House:
 
     async def _tell_until_stop(self, tasks: BoundedTasks) -> None:
         """That a service is gone is no news once it was asked to go: following ends first."""
-        told = None
+        address = self._plan.flux_address
+        watch = partial(watch_log, address, self._teller, self._clock)
+        telling = [tasks.spawn("watch the log", watch)]
         if self._plan.follow:
-            told = tasks.spawn("follow", partial(follow, self._plan.flux_address, self._teller))
+            telling.append(tasks.spawn("follow", partial(follow, address, self._teller)))
         await self._stop.wait()
-        if told is not None:
-            told.cancel()
+        for task in telling:
+            task.cancel()
         self._teller.say("draining ...")
 
     async def _start_all(self, lifeline: int, tasks: BoundedTasks) -> None:

@@ -28,6 +28,8 @@ app = typer.Typer(
     # Plain help: it reads the same in a pipe, and rich alone would cost as much as all the rest.
     rich_markup_mode=None,
     add_completion=False,
+    # A defect of ours is told by Python itself: no frames around it.
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

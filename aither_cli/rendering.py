@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from aither.flux.v1.event_pb2 import Event
+from aither.flux.v1.flux_service_pb2 import Gap, GapReason
 from aither.genesis.v1 import commands_pb2, decision_pb2, task_pb2
 from aither.pulse.v1 import pulse_events_pb2, target_pb2
 from aither.runtime.v1 import runtime_events_pb2
@@ -34,6 +35,17 @@ def event_line(event: Event, zone: tzinfo | None = None) -> str:
     """`12:03:04.567 #42 demo.hello gateway {"a":1}`, in the local time zone unless one is given."""
     who = printable(event.source) or "-"
     return f"{clock_of(event, zone)} #{event.sequence} {event.subject} {who} {_payload(event)}"
+
+
+def gap_words(gap: Gap) -> str:
+    """`event 8 is missing (unreadable)`, `3 of the events 2 to 10 are missing (compacted)`."""
+    first, last, gone = gap.from_sequence, gap.to_sequence, gap.missing_events
+    why = plain_name(GapReason, gap.reason).lower()
+    if first == last:
+        return f"event {first} is missing ({why})"
+    some = f"{gone} of the events" if 0 < gone <= last - first else "events"
+    verb = "is" if gone == 1 else "are"
+    return f"{some} {first} to {last} {verb} missing ({why})"
 
 
 def clock_of(event: Event, zone: tzinfo | None = None) -> str:

@@ -20,8 +20,8 @@ Examples:
   aither status --port-base 8400   of another `aither up`
   aither status --json | jq .targets.down
 \b
-Exit: 0 all is well; 1 something is not (a service not ready or not reached, a target not up);
-2 nothing answers at all.
+Exit: 0 all is well; 1 something is not (a service not ready or not reached, a target not up,
+a log that takes no events); 2 nothing answers at all.
 """
 WELL, NOT_WELL, NOT_REACHED = 0, 1, 2
 

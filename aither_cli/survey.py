@@ -70,7 +70,13 @@ class Survey:
 
     @property
     def well(self) -> bool:
-        return all(service.state == READY for service in self.services) and not self.unwell()
+        ready = all(service.state == READY for service in self.services)
+        return ready and not self.unwell() and not self.log_trouble
+
+    @property
+    def log_trouble(self) -> str:
+        """Why the log takes no events; "" where it does, or where that is not known."""
+        return "" if self.stream is None else printable(self.stream.append_error.message)
 
     def unwell(self) -> list[TargetStatus]:
         """Targets that are neither up nor undecided."""
@@ -101,6 +107,8 @@ class Survey:
                 f"{info.first_sequence} to {info.last_sequence}, {info.subjects} subjects, "
                 f"{info.subscription_count} subscribers"
             )
+            if self.log_trouble:
+                lines.append(f"  it takes no events: {self.log_trouble}")
         elif any(service.name == "flux" and service.reached for service in self.services):
             lines.append(f"log      not known: Flux did not answer within {_TIMEOUT_S:g} s")
         if self.targets is not None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aither_cli.failures import USAGE, Failure
+from aither_cli.moments import EXAMPLE, moment_of
 from aither_cli.options import Config, FluxAddress, PortBase, flux_address
 from aither_cli.teller import let_go_of_stdout
 
@@ -82,13 +82,12 @@ def start_of(text: str) -> Start:
     if text.isdecimal() and len(text) < 20:
         sequence = int(text)
         return after(sequence - 1) if sequence > 1 else EARLIEST
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+    moment = moment_of(text)
+    if moment is None:
         told = f'--from "{text}" is no place to begin'
-        hint = "use new, earliest, last, a sequence or a time such as 2031-01-31T12:00:00Z"
-        raise Failure(f"{told}; {hint}", exit_code=USAGE) from None
-    return at(moment if moment.tzinfo else moment.astimezone(UTC))
+        hint = f"use new, earliest, last, a sequence or a time such as {EXAMPLE}"
+        raise Failure(f"{told}; {hint}", exit_code=USAGE)
+    return at(moment)
 
 
 def _beyond_end(begin: str, error: OutOfRange) -> str:
@@ -170,10 +169,9 @@ class _Stderr:
         self._epoch = state.epoch or self._epoch
 
     def gap(self, gap: Gap) -> None:
-        from aither.flux.v1.flux_service_pb2 import GapReason
+        from aither_cli.rendering import gap_words
 
-        why = GapReason.Name(gap.reason).removeprefix("GAP_REASON_").lower()
-        self._say(f"events {gap.from_sequence} to {gap.to_sequence} are missing ({why})")
+        self._say(gap_words(gap))
 
     def silence(self) -> None:
         self._silent = True

@@ -17,6 +17,7 @@ from aither_sdk.rpc_status import from_rpc_error
 from aither_sdk.spans import duration_of
 
 T = TypeVar("T")
+Page = TypeVar("Page", pb.ListConsumersResponse, pb.ListParkedResponse)
 
 
 def new_consumer(
@@ -98,13 +99,9 @@ class Consumers:
     async def list(self) -> AsyncIterator[pb.Consumer]:
         """All groups, by name."""
         request = pb.ListConsumersRequest()
-        while True:
-            page = await self._call(lambda stub: stub.ListConsumers(request))
+        async for page in self._pages(request, lambda stub: stub.ListConsumers(request)):
             for consumer in page.consumers:
                 yield consumer
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     async def seek(self, name: str, *, after: int | None = None, at: datetime | None = None) -> int:
         """Moves the position to just after a sequence, or to a time (UTC where it has no zone).
@@ -119,13 +116,9 @@ class Consumers:
     async def parked(self, name: str) -> AsyncIterator[pb.ParkedEvent]:
         """What was put aside, oldest first. Raises NotFound."""
         request = pb.ListParkedRequest(name=name)
-        while True:
-            page = await self._call(lambda stub: stub.ListParked(request))
+        async for page in self._pages(request, lambda stub: stub.ListParked(request)):
             for event in page.events:
                 yield event
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     async def replay_parked(
         self, name: str, sequences: Sequence[int] = (), *, epoch: str = ""
@@ -143,6 +136,19 @@ class Consumers:
         NotFound."""
         request = pb.DeleteParkedRequest(name=name, sequences=sequences, epoch=epoch)
         return (await self._call(lambda stub: stub.DeleteParked(request))).deleted_events
+
+    async def _pages(
+        self,
+        request: pb.ListConsumersRequest | pb.ListParkedRequest,
+        ask: Callable[[ConsumerServiceStub], Awaitable[Page]],
+    ) -> AsyncIterator[Page]:
+        """All that answer `request`, which `ask` sends; it is moved on from page to page."""
+        while True:
+            page = await self._call(ask)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     async def _call(self, ask: Callable[[ConsumerServiceStub], Awaitable[T]]) -> T:
         # What a node may have done before it went away is harmless when done again.

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
-import structlog
 from opentelemetry import metrics
 
 from aither_sdk.breaker import Breaker, BreakerRules, BreakerState, Permit
@@ -30,9 +29,10 @@ from aither_sdk.errors import (
 )
 from aither_sdk.losses import BREAKER_OPEN, FULL, TIMEOUT, Losses
 from aither_sdk.rpc_status import from_rpc_error
+from aither_sdk.words import Words
 
 T = TypeVar("T")
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
 _CALLERS_FAULT = (
     AlreadyExists,

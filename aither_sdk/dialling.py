@@ -54,9 +54,10 @@ class Dialler:
             refuse_own(address)
         self._channel = open_channel(self.address)
 
-    async def move_on(self) -> None:
-        """Takes the next address, if there is another one."""
-        if len(self.addresses) > 1:
+    async def move_on(self, *, afresh: bool = False) -> None:
+        """Takes the next address, if there is another one; `afresh`: a connection of its own in any
+        case, for the one there is may be half open."""
+        if afresh or len(self.addresses) > 1:
             await self.aclose()
             self._index = (self._index + 1) % len(self.addresses)
             self._channel = open_channel(self.address)

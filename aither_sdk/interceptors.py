@@ -12,7 +12,6 @@ from contextlib import aclosing
 from typing import Any, NoReturn
 
 import grpc
-import structlog
 from grpc_status import rpc_status
 from opentelemetry import metrics, propagate, trace
 
@@ -20,8 +19,9 @@ from aither_sdk.errors import AitherError, DeadlineExceeded, Internal
 from aither_sdk.rpc_status import to_status
 from aither_sdk.stalls.calls import CallsInFlight
 from aither_sdk.stalls.record import SpanRef
+from aither_sdk.words import Words
 
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
 # Requests and responses are opaque here: an interceptor serves every method.
 Context = Any

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import grpc
-import structlog
 from google.protobuf.message import Message
 
 from aither.flux.v1.consumer_service_pb2 import Consumer
@@ -32,6 +31,7 @@ from aither_sdk.subscriber import Subscriber, SubscriberState
 from aither_sdk.tasks import BoundedTasks
 from aither_sdk.version import VERSION
 from aither_sdk.witness.parent import Witness
+from aither_sdk.words import Words
 from aither_sdk.worker import Worker, WorkerState
 from aither_sdk.worker_handlers import Handler
 
@@ -42,7 +42,7 @@ _TASK_LIMIT = 256
 _GC_THRESHOLDS = (20_000, 50, 20)
 """Allocations before a collection, and collections before one of the older generations. Python's
 own 700 make a collection of every few messages: a fifth of Flux's CPU under load."""
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
 Announce = Callable[[str, Message], Awaitable[object]]
 

@@ -17,7 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-import structlog
 from google.protobuf.message import Message
 
 from aither_sdk.beat import Phase
@@ -29,6 +28,7 @@ from aither_sdk.settings import Settings, load_settings
 from aither_sdk.stalls.watch import Watch
 from aither_sdk.telemetry import Telemetry, open_telemetry
 from aither_sdk.version import VERSION
+from aither_sdk.words import Words
 
 __all__ = ["LIFELINE_ENV", "Life", "run"]
 
@@ -41,7 +41,7 @@ _END_S = 2.0
 """After the drain timeout: for what was cancelled, the witness and telemetry."""
 _TELEMETRY_S = 1.0
 """For spans and log lines that are not sent yet."""
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
 Body = Callable[[Life], Awaitable[None]]
 

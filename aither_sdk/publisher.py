@@ -10,7 +10,6 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
-import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from aither.flux.v1.event_pb2 import Event
@@ -31,8 +30,9 @@ from aither_sdk.publisher_limits import Limits, WhenFull, check_settings
 from aither_sdk.publisher_state import PublisherStatistics
 from aither_sdk.publisher_stream import PublisherStream
 from aither_sdk.publisher_tickets import Ticket, answer_parcel, fail, like, named, refusal
+from aither_sdk.words import Words
 
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
 
 __all__ = ["Publisher", "PublisherStatistics"]

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import grpc
-import structlog
 from opentelemetry.trace import Span
 
 from aither.flux.v1.flux_service_pb2 import (
@@ -31,8 +30,9 @@ from aither_sdk.stream_faults import (
     end_of,
     is_own_cancellation,
 )
+from aither_sdk.words import Words
 
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
 _METHOD = "/aither.flux.v1.FluxService/PublishStream"
 _PATIENCE = 5
@@ -127,7 +127,7 @@ class PublisherStream:
                 told = f"the publisher failed: {type(defect).__name__}: {defect}"
                 self._refuse(self._buffer.fail_all(), StreamEnd(Code.INTERNAL, Internal(told)))
                 wait_s = self._backoff.next_s()
-            await self._dialler.move_on()
+            await self._dialler.move_on(afresh=self._silent)
             await self._pause(wait_s)
 
     async def _until_work(self) -> bool:

@@ -27,8 +27,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # Without this a second process shares the port silently and takes half of the connections.
     ("grpc.so_reuseport", 0),
-    # Clients of ours ping every 10 s; gRPC's own limit of 300 s would answer with GOAWAY.
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    # Clients of ours ping every 5 s; gRPC's own limit of 300 s would answer with GOAWAY.
+    ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
     ("grpc.keepalive_permit_without_calls", 1),
     # How much a stream may send unread. By its own estimate gRPC takes 8 MiB and more of each one
     # that is held back, which no bound of ours would see. This is 40 MB/s a stream at 50 ms.

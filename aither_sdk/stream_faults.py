@@ -8,6 +8,7 @@ import grpc
 
 from aither_sdk.errors import AitherError, Internal, Unavailable
 from aither_sdk.rpc_status import from_rpc_error
+from aither_sdk.silence import SILENT
 
 Code = grpc.StatusCode
 
@@ -39,6 +40,12 @@ class StreamEnd:
     def permanent(self) -> bool:
         """Whether dialling again is useless."""
         return self.code in HOPELESS or self.code in REFUSED or self.code is Code.DATA_LOSS
+
+    @property
+    def unheard(self) -> bool:
+        """Whether the other side said nothing, rather than no: its connection is not to be used
+        again."""
+        return self.error.reason == SILENT or self.code is Code.DEADLINE_EXCEEDED
 
     def __str__(self) -> str:
         return f"{self.code.name}: {self.error.message}"

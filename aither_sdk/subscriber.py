@@ -7,11 +7,8 @@ import contextvars
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from types import TracebackType
 from typing import Self
-
-import structlog
 
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import Gap, GapReason
@@ -19,6 +16,7 @@ from aither_sdk.dialling import Addresses, Dialler
 from aither_sdk.errors import DeadlineExceeded, FailedPrecondition
 from aither_sdk.events import handling, set_current_event
 from aither_sdk.messaging_spans import destination_template, process_span
+from aither_sdk.silence import silence_s
 from aither_sdk.subscriber_cursor import Cursor, Step
 from aither_sdk.subscriber_state import SubscriberState, SubscriberStatistics
 from aither_sdk.subscriber_stream import SubscriberStream
@@ -34,6 +32,8 @@ from aither_sdk.subscription import (
     after,
     at,
 )
+from aither_sdk.told_state import ToldState
+from aither_sdk.words import Words
 
 __all__ = [
     "EARLIEST",
@@ -48,8 +48,7 @@ __all__ = [
     "at",
 ]
 
-_log = structlog.get_logger()
-_SILENT_HEARTBEATS = 3
+_log = Words("aither_sdk")
 
 
 class Subscriber:
@@ -61,13 +60,14 @@ class Subscriber:
     the log and the statistics. While the consumer is slow, at most one message is read ahead: the
     rest stays with Flux.
 
-    A broken or silent stream (nothing for three heartbeats) is opened again with full jitter
-    (0.05..2 s), at the next address if there are several nodes of one bus, for ever. What dialling
-    again cannot change is raised by the iteration: InvalidArgument for a filter, Unimplemented,
-    PermissionDenied, OutOfRange for a position beyond the log, DataLoss for a damaged one, TooSlow
-    when `slow_policy` asks for it, and FailedPrecondition with reason EPOCH_MISMATCH when the log
-    is not the one that was left; `on_new_epoch="restart"` instead takes the other log from its
-    beginning (its snapshot for LAST_PER_SUBJECT), with a warning and a changed `state.epoch`.
+    A broken stream is opened again with full jitter (0.05..2 s), at the next address if there are
+    several nodes of one bus, for ever; a silent one (two heartbeats were missed: its connection may
+    be half open) over another connection. What dialling again cannot change is raised by the
+    iteration: InvalidArgument for a filter, Unimplemented, PermissionDenied, OutOfRange for a
+    position beyond the log, DataLoss for a damaged one, TooSlow when `slow_policy` asks for it, and
+    FailedPrecondition with reason EPOCH_MISMATCH when the log is not the one that was left;
+    `on_new_epoch="restart"` instead takes the other log from its beginning (its snapshot for
+    LAST_PER_SUBJECT), with a warning and a changed `state.epoch`.
 
     While the loop handles an event, it is the cause of all that the task publishes. Use it with
     `async with`, on one event loop, with one iteration at a time.
@@ -95,10 +95,10 @@ class Subscriber:
         No filters follow everything. `stop_sequence` ends the iteration once it was passed.
         `slow_policy` says what Flux does when this loop is slow: "catch_up" delivers everything,
         "conflate" skips to the newest event of each subject and tells a gap, "disconnect" ends the
-        iteration with TooSlow. `silence_timeout_s` unset: three heartbeats. `on_gap` runs in the
-        iterating task, in its place among the events, and what it raises ends the iteration.
-        `on_state` is called at each change of `state`; what it raises is logged. Both must be quick
-        and cannot wait.
+        iteration with TooSlow. `silence_timeout_s` unset: two heartbeats and a second. `on_gap`
+        runs in the iterating task, in its place among the events, and what it raises ends the
+        iteration. `on_state` is called at each change of `state`; what it raises is logged. Both
+        must be quick and cannot wait.
         """
         if isinstance(filters, str):
             filters = (filters,)
@@ -119,13 +119,17 @@ class Subscriber:
             subscription,
             self._cursor,
             self,
-            silence_s=silence_timeout_s or _SILENT_HEARTBEATS * heartbeat_s,
+            silence_s=silence_timeout_s or silence_s(heartbeat_s),
             on_new_epoch=on_new_epoch,
         )
         self._on_gap = on_gap
-        self._on_state = on_state
         self._is_snapshot = start.kind == "last_per_subject"
-        self._state = SubscriberState(snapshot_complete=not self._is_snapshot)
+        self._state = ToldState(
+            SubscriberState(snapshot_complete=not self._is_snapshot),
+            on_state,
+            "subscriber.on_state_failed",
+            address=self.address,
+        )
         self._reader: asyncio.Task[None] | None = None
         self._closed = False
         self._waiting = False  # whether somebody is inside _advance
@@ -171,7 +175,7 @@ class Subscriber:
                 self._reader.cancel()
                 await asyncio.wait({self._reader})
         finally:
-            self._change(connected=False, reason="closed", closed=True)
+            self._state.change(connected=False, reason="closed", closed=True)
             await self._stream.aclose()
 
     async def until_started(self, timeout_s: float | None = None) -> None:
@@ -186,7 +190,7 @@ class Subscriber:
                 await self._stream.until_started()
         except TimeoutError:
             told = f"Flux at {self.address} did not answer within {timeout_s:g} s"
-            raise DeadlineExceeded(f"{told}: {self._state.reason}") from None
+            raise DeadlineExceeded(f"{told}: {self._state.value.reason}") from None
 
     # -- iterating
 
@@ -230,10 +234,10 @@ class Subscriber:
 
     @property
     def state(self) -> SubscriberState:
-        return self._state
+        return self._state.value
 
     def statistics(self) -> SubscriberStatistics:
-        heard_s = self._stream.heard_s
+        heard_s = self._stream.silence.heard_s
         now_s = asyncio.get_running_loop().time()
         return SubscriberStatistics(
             received=self._cursor.received,
@@ -242,7 +246,7 @@ class Subscriber:
             gaps=self._cursor.gaps,
             missed_events=self._cursor.missed_events,
             reconnects=max(0, self._stream.opened - 1),
-            connected=self._state.connected,
+            connected=self._state.value.connected,
             lag_events=self._lag_events,
             silent_s=None if heard_s is None else now_s - heard_s,
         )
@@ -251,7 +255,7 @@ class Subscriber:
 
     def connection(self, connected: bool, reason: str) -> None:
         """There is a stream, or there is none."""
-        self._change(connected=connected, reason=reason)
+        self._state.change(connected=connected, reason=reason)
 
     # -- within
 
@@ -318,13 +322,13 @@ class Subscriber:
         self._position = step.position
         if step.lag_events is not None:
             self._lag_events = step.lag_events
-            self._change(caught_up=step.lag_events == 0)
+            self._state.change(caught_up=step.lag_events == 0)
         if step.snapshot_end:
-            self._change(snapshot_complete=True)
+            self._state.change(snapshot_complete=True)
         if step.new_epoch:
-            self._change(snapshot_complete=not self._is_snapshot, caught_up=False)
-        elif step.position.epoch != self._state.epoch:
-            self._change(epoch=step.position.epoch)
+            self._state.change(snapshot_complete=not self._is_snapshot, caught_up=False)
+        elif step.position.epoch != self._state.value.epoch:
+            self._state.change(epoch=step.position.epoch)
 
     def _tell_gap(self, gap: Gap) -> None:
         _log.warning(
@@ -337,17 +341,6 @@ class Subscriber:
         )
         if self._on_gap is not None:
             self._on_gap(gap)
-
-    def _change(self, **changes: bool | str) -> None:
-        state = replace(self._state, **changes)  # type: ignore[arg-type]  # fields of the state
-        if state == self._state:
-            return
-        self._state = state
-        if self._on_state is not None:
-            try:
-                self._on_state(state)
-            except Exception:
-                _log.exception("subscriber.on_state_failed", address=self.address)
 
     def _check_open(self) -> None:
         if self._reader is None and not self._closed:

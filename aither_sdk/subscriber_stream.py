@@ -7,7 +7,6 @@ from collections import deque
 from typing import Protocol
 
 import grpc
-import structlog
 
 from aither.flux.v1.flux_service_pb2 import (
     CLOSING_REASON_STOP_REACHED,
@@ -18,11 +17,13 @@ from aither_sdk.arriving import Arriving
 from aither_sdk.backoff import MOST_S, FullJitter
 from aither_sdk.dialling import Dialler
 from aither_sdk.errors import AitherError, DataLoss, Internal, TooSlow, Unavailable
+from aither_sdk.silence import Silence
 from aither_sdk.stream_faults import Code, StreamEnd, end_of, is_own_cancellation
 from aither_sdk.subscriber_cursor import EPOCH_MISMATCH, Cursor, Step
 from aither_sdk.subscription import OnNewEpoch, Subscription
+from aither_sdk.words import Words
 
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
 _METHOD = "/aither.flux.v1.FluxService/Subscribe"
 _PATIENCE = 10
@@ -55,12 +56,10 @@ class SubscriberStream:
     ) -> None:
         self.opened = 0
         """Streams that were `started`."""
-        self.heard_s: float | None = None
-        """Loop time of the last message, of any kind."""
+        self.silence = Silence(silence_s)
         self._subscription = subscription
         self._cursor = cursor
         self._listener = listener
-        self._silence_s = silence_s
         self._on_new_epoch = on_new_epoch
         self._dialler = dialler
         self._steps: deque[Step] = deque()
@@ -72,6 +71,8 @@ class SubscriberStream:
         self._error: AitherError | None = None
         self._backoff = FullJitter()
         self._breaks = 0
+        self._unheard = False
+        """Whether the last stream ended without a word."""
 
     def open(self) -> None:
         """Makes the channel. Raises SelfDialError."""
@@ -118,7 +119,7 @@ class SubscriberStream:
                 wait_s = await self._one_stream()
                 if wait_s is None:
                     break
-                await self._dialler.move_on()
+                await self._dialler.move_on(afresh=self._unheard)
                 await asyncio.sleep(wait_s)
         except AitherError as permanent:
             error = permanent
@@ -140,12 +141,13 @@ class SubscriberStream:
         failure: BaseException | None = None
         last: Step | None = None
         try:
-            await self._start(call)
-            last = await self._read_all(call)
+            with self.silence.over(call):
+                await self._start(call)
+                last = await self._read_all(call)
         except asyncio.CancelledError as error:
             if is_own_cancellation():
                 raise
-            failure = error
+            failure = self.silence.error(self._dialler.address) or error
         except Exception as error:
             failure = error
         finally:
@@ -154,7 +156,9 @@ class SubscriberStream:
             self._backoff.reset()  # one that is cut again at once has not proved itself
         if failure is None and last is not None and last.closing is not None:
             return self._closed(last)
-        return self._broken(end_of(failure, self._dialler.address))
+        end = end_of(failure, self._dialler.address)
+        self._unheard = end.unheard
+        return self._broken(end)
 
     async def _start(self, call: Call) -> None:
         response = await self._read(call)
@@ -190,13 +194,9 @@ class SubscriberStream:
                 return step
 
     async def _read(self, call: Call) -> Arriving | None:
-        try:
-            async with asyncio.timeout(self._silence_s):
-                response = await call.read()
-        except TimeoutError:
-            told = f"Flux at {self._dialler.address} was silent for {self._silence_s:g} s"
-            raise Unavailable(told) from None
-        self.heard_s = asyncio.get_running_loop().time()
+        self.silence.listen()
+        response = await call.read()
+        self.silence.heard()
         return response if isinstance(response, Arriving) else None
 
     def _put(self, step: Step) -> None:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import structlog
-
 from aither_sdk.errors import ResourceExhausted
 from aither_sdk.losses import FULL, SHUTDOWN, Losses
+from aither_sdk.words import Words
 
 T = TypeVar("T")
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
 
 @dataclass(frozen=True, slots=True)

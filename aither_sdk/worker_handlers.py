@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
 
-import structlog
 from opentelemetry import context as otel_context
 from opentelemetry.trace import StatusCode
 
@@ -17,10 +16,11 @@ from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import Delivery
 from aither_sdk.events import handling
 from aither_sdk.messaging_spans import destination_template, process_span
+from aither_sdk.words import Words
 from aither_sdk.worker_leases import Lease
 from aither_sdk.worker_verdicts import ACK, Park, Retry, Verdict, judge
 
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
 Handler = Callable[[Event], Awaitable[object]]
 Handling = asyncio.Task[Verdict]
@@ -180,7 +180,9 @@ class Handlers:
                         subject=event.subject,
                         sequence=event.sequence,
                         attempt=lease.attempt,
-                        exc_info=error,
+                        error=f"{type(error).__name__}: {error}",
+                        # Where it was: once an event, for its attempts fail alike.
+                        exc_info=error if lease.attempt == 1 else None,
                     )
                 return judge(error, self._park_on)
         return ACK

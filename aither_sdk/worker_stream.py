@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import grpc
-import structlog
 
 from aither.flux.v1 import consumer_service_pb2 as consumers_pb
 from aither.flux.v1.consumer_service_pb2_grpc import ConsumerServiceStub
@@ -16,10 +15,13 @@ from aither_sdk.backoff import MOST_S, FullJitter
 from aither_sdk.dialling import Dialler
 from aither_sdk.errors import AitherError, Internal, Unavailable
 from aither_sdk.messaging_spans import settle_span
+from aither_sdk.silence import Silence
 from aither_sdk.stream_faults import StreamEnd, end_of, is_own_cancellation
+from aither_sdk.words import Words
 
-_log = structlog.get_logger()
+_log = Words("aither_sdk")
 
+_SILENCE_S = 10.0
 _METHOD = "/aither.flux.v1.FluxService/Consume"
 
 Call = grpc.aio.StreamStreamCall[ConsumeRequest, ConsumeResponse]
@@ -55,18 +57,16 @@ class WorkerStream:
         member: Member,
         *,
         create: bool,
-        silence_s: float,
     ) -> None:
         self.opened = 0
         """Streams on which Flux said `opened`."""
         self.connected = False
-        self.heard_s: float | None = None
-        """Loop time of the last message, of any kind."""
+        self.silence = Silence(_SILENCE_S)
+        """Its limit follows from the group's settings, which the member learns."""
         self._dialler = dialler
         self._consumer = consumer
         self._member = member
         self._create = create
-        self._silence_s = silence_s
         self._call: Call | None = None
         self._work = asyncio.Event()
         self._finishing = False
@@ -74,6 +74,8 @@ class WorkerStream:
         """Why the present stream is being left by the member; "" while it is not."""
         self._backoff = FullJitter()
         self._breaks = 0
+        self._unheard = False
+        """Whether the last stream ended without a word."""
 
     def wake(self) -> None:
         """There is something to send."""
@@ -96,7 +98,7 @@ class WorkerStream:
             wait_s = await self._one_stream()
             if self._finishing:
                 return
-            await self._dialler.move_on()
+            await self._dialler.move_on(afresh=self._unheard)
             await asyncio.sleep(wait_s)
 
     async def _one_stream(self) -> float:
@@ -109,7 +111,9 @@ class WorkerStream:
         except asyncio.CancelledError as error:
             if is_own_cancellation():
                 raise
-            failure = Unavailable(self._left) if self._left else error
+            failure = self.silence.error(self._dialler.address) or error
+            if self._left:
+                failure = Unavailable(self._left)
         except Exception as error:
             if not isinstance(error, AitherError | grpc.aio.AioRpcError):
                 _log.exception("worker.stream_failed", consumer=self._consumer.name)
@@ -117,7 +121,9 @@ class WorkerStream:
         if asyncio.get_running_loop().time() - begun_s > MOST_S:
             self._backoff.reset()  # one that is cut again at once has not proved itself
         all_arrived = failure is None and self._finishing
-        return self._ended(end_of(failure, self._dialler.address), all_arrived)
+        end = end_of(failure, self._dialler.address)
+        self._unheard = end.unheard
+        return self._ended(end, all_arrived)
 
     async def _settings(self) -> consumers_pb.Consumer:
         """The group as Flux has it; created before the first stream, if it is ours to create."""
@@ -142,7 +148,8 @@ class WorkerStream:
         self._call, self._left = call, ""
         sender = asyncio.create_task(self._send(call), name=f"worker {self._consumer.name} sender")
         try:
-            await self._receive(call)
+            with self.silence.over(call):
+                await self._receive(call)
         finally:
             self._call, self.connected = None, False
             sender.cancel()
@@ -172,17 +179,13 @@ class WorkerStream:
                 call.cancel()  # a sender that failed must not leave a reader waiting for ever
 
     async def _receive(self, call: Call) -> None:
-        """Reads until Flux ends the stream. Raises Unavailable when it is silent."""
+        """Reads until Flux ends the stream."""
         while True:
-            try:
-                async with asyncio.timeout(self._silence_s):
-                    response = await call.read()
-            except TimeoutError:
-                told = f"Flux at {self._dialler.address} was silent for {self._silence_s:g} s"
-                raise Unavailable(told) from None
+            self.silence.listen()
+            response = await call.read()
+            self.silence.heard()
             if not isinstance(response, ConsumeResponse):
                 return
-            self.heard_s = asyncio.get_running_loop().time()
             if not self.connected:
                 self._joined(response)
             self._member.heard(response)

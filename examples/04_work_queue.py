@@ -42,10 +42,8 @@ async def main() -> None:
             for name in ("steady", "clumsy")
         ]
         try:
-            present = 0
-            while present < len(workers):
+            while len((await consumers.get("packing")).state.members) < len(workers):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
-                present = len((await consumers.get("packing")).state.members)
             for n in range(ORDERS):
                 await shop.publish("demo.order", {"n": n})
             packed = 0

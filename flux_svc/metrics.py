@@ -5,7 +5,7 @@ An exporter asks from a thread of its own: what the loop may change is listed in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from opentelemetry import metrics
 
@@ -13,7 +13,7 @@ from aither.flux.v1 import flux_service_pb2 as pb
 from flux_svc.fanout.audience import Audience
 from flux_svc.fanout.delivery import reason_name
 from flux_svc.fanout.hub import Hub
-from flux_svc.logs.base import EventLog, Record
+from flux_svc.logs.base import EventLog
 from flux_svc.publishing import Publishing
 from flux_svc.retention import Retention
 
@@ -56,10 +56,11 @@ def observe_retention(retention: Retention) -> None:
 
 
 def _observe_publishing(meter: _Meter, log: EventLog, publishing: Publishing) -> None:
-    counts, committed = publishing.statistics, _Committed()
-    log.on_commit(committed.count)
+    counts = publishing.statistics
     meter.counter("events.published", "{event}", "Appended", lambda: counts.published_events)
-    meter.counter("published.size", "By", "Encoded events appended", lambda: committed.bytes)
+    meter.counter(
+        "published.size", "By", "Encoded events appended", lambda: log.info().committed_bytes
+    )
     meter.counter(
         "events.duplicate",
         "{event}",
@@ -104,16 +105,6 @@ def _states(audience: Audience) -> dict[str, int]:
         pb.SubscriptionState.Name(state).removeprefix("SUBSCRIPTION_STATE_"): states[state]
         for state in _STATES
     }
-
-
-class _Committed:
-    """What came into the log, from wherever."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def count(self, records: Sequence[Record]) -> None:
-        self.bytes += sum(len(record.frame) for record in records)
 
 
 class _Meter:

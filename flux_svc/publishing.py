@@ -39,6 +39,7 @@ REASONS = frozenset(
         "WRITE_QUEUE_FULL",
         "DISK_FULL",
         "LOG_CLOSED",
+        "DRAINING",
         "LOG_BUSY",
         "LOG_IO_ERROR",
         "LOG_UNREACHABLE",
@@ -51,6 +52,19 @@ REASONS = frozenset(
     }
 )
 """By which refusals are counted; any other one counts as OTHER, so that a metric stays small."""
+TROUBLES = frozenset(
+    {
+        "LOG_FULL",
+        "DISK_FULL",
+        "LOG_BUSY",
+        "LOG_IO_ERROR",
+        "LOG_UNREACHABLE",
+        "LOG_BEHIND",
+        "LOG_REPLACED",
+        "LOG_REWOUND",
+    }
+)
+"""Of them, those that the log is the reason for, whatever is asked of it."""
 
 
 @dataclass(slots=True)
@@ -62,8 +76,12 @@ class PublishStatistics:
     refused_events: int = 0
     refused_by_reason: Counter[str] = field(default_factory=Counter)
     """The same events by the reason of their refusal, one of REASONS or OTHER."""
+    trouble: AitherError | None = None
+    """What the newest refusal for one of TROUBLES said; None since an append went well."""
 
     def refuse(self, events: int, error: AitherError) -> None:
+        if error.reason in TROUBLES:
+            self.trouble = error
         self.refused_events += events
         self.refused_by_reason[error.reason if error.reason in REASONS else "OTHER"] += events
 
@@ -131,6 +149,13 @@ class Publishing:
         self._closed = True
         for receiver in self._receivers:
             receiver.cancel()
+
+    @property
+    def trouble(self) -> AitherError | None:
+        """Why the log takes nothing, as far as is known; None while it does."""
+        found = self.statistics.trouble
+        over = found is not None and found.reason == "LOG_FULL" and self._has_space
+        return None if over else found
 
     async def publish(self, request: pb.PublishRequest) -> pb.PublishResponse:
         """All or none; raises what the contract of Publish names."""
@@ -324,6 +349,7 @@ class Publishing:
     async def _timed(self, append: Awaitable[Sequence[Appended]]) -> Sequence[Appended]:
         begin_s = time.monotonic()
         appended = await append
+        self.statistics.trouble = None
         if self.on_append is not None:
             self.on_append(time.monotonic() - begin_s)
         return appended
@@ -331,7 +357,9 @@ class Publishing:
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable(
-                "Flux is draining; repeat with the same ids in a moment", retry_after_s=0.5
+                "Flux is draining; repeat with the same ids in a moment",
+                reason="DRAINING",
+                retry_after_s=0.5,
             )
 
     def _check_streams(self) -> None:
@@ -344,18 +372,23 @@ class Publishing:
             )
 
     def _check_space(self) -> None:
-        if self._max_log_bytes is not None and self._log.info().bytes >= self._max_log_bytes:
-            raise ResourceExhausted(
-                f"the log holds {self._log.info().bytes} bytes, its quota is "
-                f"{self._max_log_bytes}; trim it, let retention do so, or raise "
-                "flux.quotas.max_log_bytes",
-                reason="LOG_FULL",
-                metadata={
-                    "limit": "flux.quotas.max_log_bytes",
-                    "max_log_bytes": str(self._max_log_bytes),
-                },
-                retry_after_s=5.0,
-            )
+        if self._has_space:
+            return
+        raise ResourceExhausted(
+            f"the log holds {self._log.info().bytes} bytes, its quota is "
+            f"{self._max_log_bytes}; trim it, let retention do so, or raise "
+            "flux.quotas.max_log_bytes",
+            reason="LOG_FULL",
+            metadata={
+                "limit": "flux.quotas.max_log_bytes",
+                "max_log_bytes": str(self._max_log_bytes),
+            },
+            retry_after_s=5.0,
+        )
+
+    @property
+    def _has_space(self) -> bool:
+        return self._max_log_bytes is None or self._log.info().bytes < self._max_log_bytes
 
     def _count(self, appended: Sequence[Appended]) -> None:
         duplicates = duplicates_of(appended)

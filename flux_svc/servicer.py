@@ -7,11 +7,9 @@ from contextlib import aclosing
 from typing import Any
 
 from aither.flux.v1 import flux_service_pb2 as pb
-from aither_sdk.errors import (
-    FailedPrecondition,
-    OutOfRange,
-)
+from aither_sdk.errors import FailedPrecondition, OutOfRange
 from aither_sdk.event_rules import MAX_BATCH_EVENTS
+from aither_sdk.rpc_status import to_status
 from aither_sdk.subjects import FilterSet
 from flux_svc import validation
 from flux_svc.drafts import Arrival
@@ -105,6 +103,7 @@ class FluxServicer:
         validation.check_stream_info(request)
         info = self._log.info()
         published, fanout = self._publishing.statistics, self._hub.statistics
+        trouble = self._publishing.trouble
         return pb.GetStreamInfoResponse(
             log=info.kind,
             epoch=info.epoch,
@@ -128,6 +127,7 @@ class FluxServicer:
             },
             retired_events=self._retired.retired_events + self._retired.expired_events,
             expired_events=self._retired.expired_events,
+            append_error=None if trouble is None else to_status(trouble),
         )
 
     async def _checked(self, request: pb.SubscribeRequest, context: Context) -> Request:

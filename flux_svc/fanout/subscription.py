@@ -64,6 +64,8 @@ class Subscription:
         self._position = 0 if request.snapshot else request.position
         self._stop = request.stop_sequence
         self._live = False
+        self._view: View | None = None
+        """While `messages` is iterated."""
         self._delivered = 0
         self._missed = 0
         self._connected_ns = time.time_ns()
@@ -78,7 +80,17 @@ class Subscription:
     @property
     def lag_events(self) -> int:
         """Events the log has after the position, matching or not."""
-        return max(0, self._hub.last_sequence - self._position)
+        return max(0, self._hub.last_sequence - self.position)
+
+    @property
+    def position(self) -> int:
+        """Everything up to this was sent or does not match. Of one that is live it is the end of
+        the log as soon as nothing there is for it; it hears so with the next message."""
+        view, position = self._view, self._position
+        idle = self._live and self._sending_since_s is None
+        if view is None or not idle or view.newest > position or position < view.start:
+            return position
+        return max(position, self._seen())
 
     @property
     def state(self) -> pb.SubscriptionState.ValueType:
@@ -97,7 +109,7 @@ class Subscription:
             filters=filters[:FILTERS_SHOWN],
             filter_count=len(filters),
             slow_policy=self._request.slow_policy,
-            position_sequence=self._position,
+            position_sequence=self.position,
             lag_events=self.lag_events,
             state=self.state,
             delivered_events=self._delivered,
@@ -107,7 +119,7 @@ class Subscription:
 
     async def messages(self) -> AsyncGenerator[bytes, None]:
         """What the subscriber is sent, control messages in their place among the events."""
-        view = self._hub.join(self._request.filters, self._request.excluded_sources)
+        view = self._view = self._hub.join(self._request.filters, self._request.excluded_sources)
         try:
             async with aclosing(self._follow(view)) as messages:
                 async for message in messages:

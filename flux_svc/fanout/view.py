@@ -92,6 +92,13 @@ class View:
     def has_after(self, position: int) -> bool:
         return bool(self._sequences) and self._sequences[-1] > position
 
+    @property
+    def newest(self) -> int:
+        """Sequence of the newest frame held, 0 where there is none. In one step, for exporters ask
+        from their thread."""
+        last = self._sequences[-1:]
+        return last[0] if last else 0
+
     def take(self, after: int, max_events: int, max_bytes: int, seen: int) -> Batch:
         """What follows `after`, at most so much but at least one event where there is one.
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -50,6 +50,8 @@ class LogInfo:
     """Of frames held; without Ability.EMBEDDED, of what the storage keeps for them."""
     subjects: int
     """Distinct subjects with an event that is held."""
+    committed_bytes: int = field(compare=False)
+    """Of frames that were committed since this process opened the log, by whomever."""
 
 
 class Missing(NamedTuple):

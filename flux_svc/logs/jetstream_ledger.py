@@ -198,4 +198,5 @@ class Ledger:
             events=self._events,
             bytes=self._bytes,
             subjects=len(tail.subjects),
+            committed_bytes=tail.committed_bytes,
         )

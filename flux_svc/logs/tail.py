@@ -27,6 +27,7 @@ class Tail:
     last_sequence: int = 0
     events: int = 0
     bytes: int = 0
+    committed_bytes: int = 0
     subjects: dict[str, int] = field(default_factory=dict)
     """Subject -> its newest sequence."""
     listeners: list[CommitListener] = field(default_factory=list)
@@ -38,7 +39,9 @@ class Tail:
         self.last_sequence = records[-1].sequence
         self.events += len(records)
         self.subjects.update(newest_of(records))
-        self.bytes += bytes_of(records)
+        size = bytes_of(records)
+        self.bytes += size
+        self.committed_bytes += size
         for listener in self.listeners:
             try:
                 listener(records)
@@ -80,4 +83,5 @@ class Tail:
             events=self.events,
             bytes=self.bytes,
             subjects=len(self.subjects),
+            committed_bytes=self.committed_bytes,
         )

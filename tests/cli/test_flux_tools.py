@@ -39,7 +39,10 @@ async def test_a_log_is_backed_up_damaged_verified_and_repaired(tmp_path: Path) 
         last = await _publish(flux, 20)
         code, said = _aither("backup", copy, "--data-dir", live)
         assert code == 0, said
-        assert re.search(rf"{last} events, .* MiB in {copy}, read back and whole", said)
+        # Flux itself tells of its stalls on a busy machine, so there may be more.
+        found = re.search(rf"(\d+) events, .* MiB in {copy}, read back and whole", said)
+        assert found is not None, said
+        assert int(found[1]) >= last
         code, said = _aither("repair", "--data-dir", live)
         assert (code, "in use by process" in said) == (1, True), said
         assert str(flux.pid) in said

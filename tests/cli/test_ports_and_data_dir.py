@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import socket
 from pathlib import Path
 
@@ -142,3 +143,14 @@ def test_a_log_that_grows_too_large_is_moved_while_it_is_written(
     assert log.path.read_text() == "goes on\n", "the writer appends, so no hole is left"
     assert log.path.with_name("flux.log.1").stat().st_size == 102
     assert log.last_lines(1) == ["goes on"]
+
+
+def test_the_last_words_of_a_service_on_a_full_disk_are_why_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = ChildLog(tmp_path, "flux")
+    assert log.last_lines(8) == []
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    (tmp_path / "logs").mkdir()
+    assert log.last_lines(8) == [f"no space is left on the disk of {tmp_path}; free some"]

@@ -11,10 +11,19 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from aither.flux.v1.event_pb2 import Event
+from aither.flux.v1.flux_service_pb2 import GAP_REASON_TRIMMED, Gap
 from aither.genesis.v1 import decision_pb2, genesis_events_pb2, task_pb2
 from aither.pulse.v1 import pulse_events_pb2, target_pb2
 from aither.runtime.v1 import runtime_events_pb2
-from aither_cli.rendering import Line, event_json, event_line, live_line, plain_name, seconds
+from aither_cli.rendering import (
+    Line,
+    event_json,
+    event_line,
+    gap_words,
+    live_line,
+    plain_name,
+    seconds,
+)
 from aither_sdk.events import Payload, new_event
 
 
@@ -218,3 +227,20 @@ def test_durations_read_as_people_say_them(value: float, shown: str) -> None:
 def test_an_enum_value_of_a_later_version_is_its_number() -> None:
     assert plain_name(target_pb2.TargetState, 99) == "99"
     assert plain_name(target_pb2.TargetState, target_pb2.TARGET_STATE_UP) == "UP"
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "gone", "told"),
+    [
+        (8, 8, 1, "event 8 is missing (trimmed)"),
+        (2, 10, 9, "events 2 to 10 are missing (trimmed)"),
+        (2, 10, 0, "events 2 to 10 are missing (trimmed)"),
+        (2, 10, 3, "3 of the events 2 to 10 are missing (trimmed)"),
+        (2, 10, 1, "1 of the events 2 to 10 is missing (trimmed)"),
+    ],
+)
+def test_a_gap_says_how_much_of_its_range_is_gone(
+    first: int, last: int, gone: int, told: str
+) -> None:
+    gap = Gap(from_sequence=first, to_sequence=last, missing_events=gone, reason=GAP_REASON_TRIMMED)
+    assert gap_words(gap) == told

@@ -14,6 +14,7 @@ import pytest
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2_grpc import FluxServiceStub
+from aither_sdk.rpc_status import from_status
 from tests.processes import running
 
 
@@ -69,8 +70,12 @@ async def test_a_full_disk_refuses_publishers_and_heals_when_there_is_room(
             assert found == acknowledged[: len(found)]
             assert len(found) >= 50
             assert flux.health("readiness") == "SERVING"
+            ill = await stub.GetStreamInfo(pb.GetStreamInfoRequest(), timeout=5)
+            assert from_status(ill.append_error).reason == "DISK_FULL"
             ballast.unlink()
             acknowledged += await _publish(stub, number)
+            well = await stub.GetStreamInfo(pb.GetStreamInfoRequest(), timeout=5)
+            assert not well.HasField("append_error")
             assert acknowledged == list(
                 range(first.last_sequence + 1, first.last_sequence + 1 + 10 * (number + 1))
             )

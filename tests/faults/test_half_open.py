@@ -10,9 +10,10 @@ import pytest
 
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither_sdk.consumers import new_consumer
+from aither_sdk.events import new_event
 from aither_sdk.publisher import Publisher
-from aither_sdk.subscriber import EARLIEST, Subscriber
-from aither_sdk.worker import Worker
+from aither_sdk.subscriber import Subscriber, SubscriberState
+from aither_sdk.worker import Worker, WorkerState
 from tests.faults.history import Recorder, verify
 from tests.faults.proxy import proxy
 from tests.faults.recording_clients import HEARTBEAT_S, follow, read_stored, stream_info
@@ -20,7 +21,7 @@ from tests.ports import free_ports
 from tests.processes import running
 
 SILENCE_S = 3 * HEARTBEAT_S
-KEEPALIVE_S = 20.0
+KEEPALIVE_S = 10.0
 """A client's channel notices by itself within this (`aither_sdk/channels.py`)."""
 SERVER_NOTICES_S = 30.0
 """A server's (`aither_sdk/server.py`)."""
@@ -62,22 +63,55 @@ async def test_a_subscriber_leaves_a_half_open_connection_and_goes_on(tmp_path: 
         verify(recorder.entries, name="half-open", stored=await read_stored(flux.address))
 
 
-@pytest.mark.timeout(90)
-async def test_the_sdk_leaves_a_half_open_connection_and_goes_on(tmp_path: Path) -> None:
+async def test_the_sdk_leaves_a_half_open_connection_for_another_one(tmp_path: Path) -> None:
+    """For silence, before gRPC's keepalive has noticed anything."""
+    idle = new_consumer("idle", ["nothing.>"], lease_s=1.0)
+    reasons: list[str] = []
+
+    def told(state: SubscriberState | WorkerState) -> None:
+        reasons.append(state.reason)
+
+    with running("flux_svc", tmp_path) as flux:
+        async with (
+            proxy(free_ports(1)[0], flux.address) as wire,
+            Publisher(wire.address, source="p", ack_timeout_s=2) as publisher,
+            Subscriber(
+                wire.address, ["half.>"], heartbeat_s=HEARTBEAT_S, on_state=told
+            ) as subscriber,
+            Worker(wire.address, idle, None, on_state=told) as worker,
+            asyncio.timeout(40),
+        ):
+            await subscriber.until_started()
+            await worker.until_started()
+            await publisher.publish("half.open", id="0")
+            assert (await anext(subscriber)).id == "0"
+            streams = worker.statistics().reconnects
+            reasons.clear()
+            connections = wire.connections
+            assert wire.freeze() >= 3
+            await publisher.enqueue(new_event("half.open", source="p", id="1"))
+            assert (await anext(subscriber)).id == "1"
+            while worker.statistics().reconnects == streams:
+                await asyncio.sleep(0.01)
+            assert sum("was silent for 3 s" in reason for reason in reasons) >= 2, reasons
+            assert wire.connections >= connections + 3
+
+
+@pytest.mark.slow
+async def test_keepalive_leaves_a_half_open_connection_before_a_rare_heartbeat_is_missed(
+    tmp_path: Path,
+) -> None:
     with running("flux_svc", tmp_path) as flux:
         async with (
             proxy(free_ports(1)[0], flux.address) as wire,
             Publisher(flux.address, source="p") as publisher,
-            Subscriber(
-                wire.address, ["half.>"], start=EARLIEST, heartbeat_s=HEARTBEAT_S
-            ) as subscriber,
+            Subscriber(wire.address, ["half.>"], heartbeat_s=60) as subscriber,
         ):
+            await subscriber.until_started(10)
+            wire.freeze()
             await publisher.publish("half.open", id="0")
-            assert (await anext(subscriber)).id == "0"
-            assert wire.freeze() >= 1
-            await publisher.publish("half.open", id="1")
-            async with asyncio.timeout(SILENCE_S + KEEPALIVE_S + 5):
-                assert (await anext(subscriber)).id == "1"
+            async with asyncio.timeout(KEEPALIVE_S + 5):
+                assert (await anext(subscriber)).id == "0"
 
 
 async def test_a_leader_on_a_half_open_connection_has_given_up_before_another_leads(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 import pytest
@@ -113,6 +113,23 @@ async def test_subscriptions_are_counted_by_state_and_lag(floor: Floor) -> None:
     assert found["lag.max"] == {None: 9}
     assert found["lag"] == {"a": 7, "b": 1, OTHER: 9}
     assert floor.read()["lag.max"] == {None: 0}
+
+
+async def test_what_is_not_for_a_live_subscriber_is_no_lag_of_its(floor: Floor) -> None:
+    subscription = floor.subscription("a", "mine")
+    async with aclosing(subscription.messages()) as messages, asyncio.timeout(20):
+        told = b""
+        while not pb.SubscribeResponse.FromString(told).HasField("caught_up"):
+            told = await anext(messages)
+        waiting = asyncio.ensure_future(anext(messages))
+        await asyncio.sleep(0)
+        await floor.house.log.append(events(5, "yours"))
+        assert (subscription.position, subscription.lag_events) == (5, 0)
+        await floor.house.log.append(events(2, "mine"))
+        # Told of nothing yet: both wait for it, and so do those of others behind them.
+        assert (subscription.info().position_sequence, subscription.lag_events) == (0, 7)
+        await waiting
+        assert subscription.info().position_sequence == 7
 
 
 async def test_client_names_make_a_bounded_number_of_series(floor: Floor) -> None:

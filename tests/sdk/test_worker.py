@@ -551,7 +551,7 @@ async def test_no_handler_begins_after_a_stop_in_which_the_lease_ran_out(
         else:
             delivery = Delivery(ack_id="late", event=flux.tasks[1].event, attempt=1)
             delivery.event.sequence = 2
-            worker.heard(ConsumeResponse(deliveries=[delivery]))
+            worker._membership.heard(ConsumeResponse(deliveries=[delivery]))
             go.set()
         await until(lambda: worker.leader_epoch == 2)
         await until(lambda: len(flux.acked) == (2 if waits else 1))

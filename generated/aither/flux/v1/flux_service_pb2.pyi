@@ -1517,6 +1517,7 @@ class GetStreamInfoResponse(_message.Message):
     MISSED_EVENTS_FIELD_NUMBER: _builtins.int
     RETIRED_EVENTS_FIELD_NUMBER: _builtins.int
     EXPIRED_EVENTS_FIELD_NUMBER: _builtins.int
+    APPEND_ERROR_FIELD_NUMBER: _builtins.int
     log: _builtins.str
     """Which log: "memory", "sqlite", "jetstream"."""
     epoch: _builtins.str
@@ -1534,7 +1535,9 @@ class GetStreamInfoResponse(_message.Message):
     subscription_count: _builtins.int
     """How many follow."""
     published_events: _builtins.int
-    """Events appended since this process started."""
+    """Events appended for publishers since this process started; what Flux says itself is not among
+    them.
+    """
     delivered_events: _builtins.int
     """Events handed to subscribers since this process started, each counted once a subscriber."""
     refused_events: _builtins.int
@@ -1559,6 +1562,13 @@ class GetStreamInfoResponse(_message.Message):
         subscriber, by the name of the reason: "TRIMMED", "CONFLATED", "UNREADABLE", "COMPACTED".
         """
 
+    @_builtins.property
+    def append_error(self) -> _status_pb2.Status:
+        """Why the log takes no events at this moment: what the newest publish was refused with that failed
+        by the log or its disk, with the reason in its details (DISK_FULL, LOG_IO_ERROR, LOG_FULL,
+        LOG_UNREACHABLE, ...). Unset: the last append went well, or there was none.
+        """
+
     def __init__(
         self,
         *,
@@ -1580,10 +1590,11 @@ class GetStreamInfoResponse(_message.Message):
         missed_events: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         retired_events: _builtins.int = ...,
         expired_events: _builtins.int = ...,
+        append_error: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append_error", b"append_error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "delivered_events", b"delivered_events", "duplicate_events", b"duplicate_events", "epoch", b"epoch", "events", b"events", "expired_events", b"expired_events", "first_sequence", b"first_sequence", "last_sequence", b"last_sequence", "log", b"log", "log_reads", b"log_reads", "missed_events", b"missed_events", "published_events", b"published_events", "refused_events", b"refused_events", "retired_events", b"retired_events", "ring_reads", b"ring_reads", "subjects", b"subjects", "subscription_count", b"subscription_count", "subscriptions", b"subscriptions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_error", b"append_error", "bytes", b"bytes", "delivered_events", b"delivered_events", "duplicate_events", b"duplicate_events", "epoch", b"epoch", "events", b"events", "expired_events", b"expired_events", "first_sequence", b"first_sequence", "last_sequence", b"last_sequence", "log", b"log", "log_reads", b"log_reads", "missed_events", b"missed_events", "published_events", b"published_events", "refused_events", b"refused_events", "retired_events", b"retired_events", "ring_reads", b"ring_reads", "subjects", b"subjects", "subscription_count", b"subscription_count", "subscriptions", b"subscriptions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1608,11 +1619,11 @@ class SubscriptionInfo(_message.Message):
     client_name: _builtins.str
     """`SubscribeRequest.client_name`, or the peer's address."""
     position_sequence: _builtins.int
-    """Everything up to this was sent or did not match."""
-    lag_events: _builtins.int
-    """Events the log has after that, matching or not. A position moves over what does not match with
-    the next delivery or heartbeat: when LIVE, nothing that matches waits.
+    """Everything up to this was sent or did not match. When LIVE it moves over what does not match at
+    once; the subscriber hears of that with its next message.
     """
+    lag_events: _builtins.int
+    """Events the log has after that, matching or not. 0 when LIVE and nothing that matches waits."""
     state: Global___SubscriptionState.ValueType
     """How it is doing."""
     delivered_events: _builtins.int
