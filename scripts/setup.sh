@@ -21,7 +21,7 @@ if ready; then exit 0; fi
 
 # .venv is never made from itself.
 PATH=":$PATH:"
-PATH=${PATH//:"$PWD/.venv/bin":/:}
+while [[ $PATH == *":$PWD/.venv/bin:"* ]]; do PATH=${PATH//:"$PWD/.venv/bin":/:}; done
 PATH=${PATH#:}
 PATH=${PATH%:}
 
