@@ -252,8 +252,8 @@ async with (
     life.serving()
     print("ready" if life.health.status("readiness") == 1 else "waits", flush=True)
     await worker.until_started(20)
-    await publisher.publish("demo.task")
     print("ready" if life.health.status("readiness") == 1 else "waits", flush=True)
+    await publisher.publish("demo.task")  # after the line above: its handler writes one, too
     await worker.until_over()
 print("drained", worker.statistics().acked, flush=True)
 """
