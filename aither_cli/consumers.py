@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json as jsons
-from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from aither_cli.asking import Yes, agree
 from aither_cli.failures import USAGE, Failure
+from aither_cli.moments import EXAMPLE, moment_of
 from aither_cli.options import Config, FluxAddress, PortBase, flux_address
 
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
 
     from aither.flux.v1 import consumer_service_pb2 as pb
+    from aither_sdk.consumers import Consumers
 
 EPILOG = """\b
 Examples:
@@ -31,8 +33,6 @@ Examples:
 What cannot be undone is asked about first; --yes answers for a script.
 Exit: 0 done, 1 failed, 2 asked wrongly.
 """
-PAGE = 500
-
 Answer = TypeVar("Answer")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The group.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON, one object a line.")]
@@ -60,25 +60,18 @@ def list_groups(
     port_base: PortBase = None,
 ) -> None:
     """List the groups: how far behind each is, and what waits."""
-    from aither.flux.v1 import consumer_service_pb2 as pb
     from aither_cli.teller import columns
 
-    async def ask(stub: Any) -> list[pb.GetConsumerResponse]:
-        return [
-            await stub.GetConsumer(pb.GetConsumerRequest(name=consumer.name))
-            async for consumer in _all_groups(stub)
-        ]
-
-    groups = _call(flux_address(flux, config, port_base), ask)
+    found = _call(flux_address(flux, config, port_base), _all_groups)
     if json:
-        for group in groups:
+        for group in found:
             typer.echo(_json(group))
         return
-    if not groups:
+    if not found:
         typer.echo("no consumer groups")
         return
     head = ["group", "checkpoint", "lag", "out", "retrying", "parked", "members"]
-    typer.echo("\n".join(columns([head, *map(_row, groups)])))
+    typer.echo("\n".join(columns([head, *map(_row, found)])))
 
 
 @app.command()
@@ -90,12 +83,7 @@ def show(
     port_base: PortBase = None,
 ) -> None:
     """Show one group: its settings, how it stands, and its members."""
-    from aither.flux.v1 import consumer_service_pb2 as pb
-
-    group: pb.GetConsumerResponse = _call(
-        flux_address(flux, config, port_base),
-        lambda stub: stub.GetConsumer(pb.GetConsumerRequest(name=name)),
-    )
+    group = _call(flux_address(flux, config, port_base), lambda groups: groups.get(name))
     typer.echo(_json(group) if json else "\n".join(_shown(group)))
 
 
@@ -108,11 +96,10 @@ def parked(
     port_base: PortBase = None,
 ) -> None:
     """List the events that were put aside, oldest first, with the reason."""
-    from aither.flux.v1 import consumer_service_pb2 as pb
 
-    async def ask(stub: Any) -> tuple[list[pb.ParkedEvent], str]:
-        group = await stub.GetConsumer(pb.GetConsumerRequest(name=name))
-        return await _all_parked(stub, name), group.state.epoch
+    async def ask(groups: Consumers) -> tuple[list[pb.ParkedEvent], str]:
+        group = await groups.get(name)
+        return [one async for one in groups.parked(name)], group.state.epoch
 
     found, epoch = _call(flux_address(flux, config, port_base), ask)
     for one in found:
@@ -131,11 +118,12 @@ def replay(
     port_base: PortBase = None,
 ) -> None:
     """Hand parked events to the group again; without SEQ all of them."""
-    from aither.flux.v1 import consumer_service_pb2 as pb
-
-    asked = pb.ReplayParkedRequest(name=name, sequences=_checked(sequences), epoch=epoch)
-    answer = _call(flux_address(flux, config, port_base), lambda stub: stub.ReplayParked(asked))
-    _tell_count(answer.replayed_events, "replayed", sequences)
+    which = _checked(sequences)
+    replayed = _call(
+        flux_address(flux, config, port_base),
+        lambda groups: groups.replay_parked(name, which, epoch=epoch),
+    )
+    _tell_count(replayed, "replayed", sequences)
 
 
 @app.command("delete-parked")
@@ -150,23 +138,18 @@ def delete_parked(
     port_base: PortBase = None,
 ) -> None:
     """Forget parked events; the log keeps what it holds of them. With --all it asks first."""
-    from aither.flux.v1 import consumer_service_pb2 as pb
-
     if bool(sequences) == everything:
         raise Failure("say which: sequences, or --all", exit_code=USAGE)
+    which = _checked(sequences)
     address = flux_address(flux, config, port_base)
     if everything and not yes:
-        group: pb.GetConsumerResponse = _call(
-            address, lambda stub: stub.GetConsumer(pb.GetConsumerRequest(name=name))
-        )
-        count = group.state.parked_events
+        count = _call(address, lambda groups: groups.get(name)).state.parked_events
         if count:
             of = f" of the log {epoch}" if epoch else ""
             told = f"all parked events{of} are forgotten, with their copies; {name} has {count}"
             agree(told, yes=yes)
-    asked = pb.DeleteParkedRequest(name=name, sequences=_checked(sequences), epoch=epoch)
-    answer = _call(address, lambda stub: stub.DeleteParked(asked))
-    _tell_count(answer.deleted_events, "deleted", sequences)
+    deleted = _call(address, lambda groups: groups.delete_parked(name, which, epoch=epoch))
+    _tell_count(deleted, "deleted", sequences)
 
 
 @app.command()
@@ -177,26 +160,25 @@ def seek(
     ] = None,
     at: Annotated[
         str | None,
-        typer.Option(
-            "--at", metavar="TIME", help="From the first event of 2031-01-31T12:00:00Z or later."
-        ),
+        typer.Option("--at", metavar="TIME", help=f"From the first event of {EXAMPLE} or later."),
     ] = None,
     flux: FluxAddress = None,
     config: Config = None,
     port_base: PortBase = None,
 ) -> None:
     """Move a group; what it has out is taken back and delivered again where it lies ahead."""
-    from aither.flux.v1 import consumer_service_pb2 as pb
-
     if (after is None) == (at is None):
         raise Failure("say where to: --after N or --at TIME", exit_code=USAGE)
-    asked = pb.SeekConsumerRequest(name=name)
-    if after is not None:
-        asked.after_sequence = _checked([after])[0]
-    if at is not None:
-        asked.at_time.FromDatetime(_time(at))
-    answer = _call(flux_address(flux, config, port_base), lambda stub: stub.SeekConsumer(asked))
-    typer.echo(f"{name} goes on behind {answer.checkpoint_sequence}")
+    _checked(None if after is None else [after])
+    moment = None if at is None else moment_of(at)
+    if at is not None and moment is None:
+        told = f'--at "{at}" is no time; write it as {EXAMPLE}'
+        raise Failure(told, exit_code=USAGE)
+    checkpoint = _call(
+        flux_address(flux, config, port_base),
+        lambda groups: groups.seek(name, after=after, at=moment),
+    )
+    typer.echo(f"{name} goes on behind {checkpoint}")
 
 
 @app.command()
@@ -208,58 +190,35 @@ def delete(
     port_base: PortBase = None,
 ) -> None:
     """Delete a group with its position and its parked events; its members' streams end. Asks."""
-    from aither.flux.v1 import consumer_service_pb2 as pb
-
     address = flux_address(flux, config, port_base)
     if not yes:
-        group: pb.GetConsumerResponse = _call(
-            address, lambda stub: stub.GetConsumer(pb.GetConsumerRequest(name=name))
-        )
-        agree(_lost_with(group), yes=yes)
-    asked = pb.DeleteConsumerRequest(name=name)
-    _call(address, lambda stub: stub.DeleteConsumer(asked))
+        agree(_lost_with(_call(address, lambda groups: groups.get(name))), yes=yes)
+    _call(address, lambda groups: groups.delete(name))
     typer.echo(f"deleted {name}")
 
 
-def _call(address: str, work: Callable[[Any], Awaitable[Answer]]) -> Answer:
-    """The answer of ConsumerService at `address` to `work`, which gets a stub."""
-    from aither.flux.v1 import consumer_service_pb2_grpc
-    from aither_cli.dialing import ask, quiet_logs
+def _call(address: str, work: Callable[[Consumers], Awaitable[Answer]]) -> Answer:
+    """The answer of the groups of Flux at `address` to `work`."""
+    from aither_cli.dialing import explained, quiet_logs
+    from aither_sdk.consumers import Consumers
 
     quiet_logs()
 
-    async def asked(channel: Any) -> Answer:
-        return await work(consumer_service_pb2_grpc.ConsumerServiceStub(channel))
+    async def asked() -> Answer:
+        async with Consumers(address) as groups:
+            return await work(groups)
 
-    return asyncio.run(ask(address, asked))
-
-
-async def _all_groups(stub: Any) -> AsyncIterator[pb.Consumer]:
-    from aither.flux.v1 import consumer_service_pb2 as pb
-
-    token = ""
-    while True:
-        asked = pb.ListConsumersRequest(page_size=PAGE, page_token=token)
-        page = await stub.ListConsumers(asked)
-        for consumer in page.consumers:
-            yield consumer
-        token = page.next_page_token
-        if not token:
-            return
+    return asyncio.run(explained(asked(), address))
 
 
-async def _all_parked(stub: Any, name: str) -> list[pb.ParkedEvent]:
-    from aither.flux.v1 import consumer_service_pb2 as pb
+async def _all_groups(groups: Consumers) -> list[pb.GetConsumerResponse]:
+    from aither_sdk.errors import NotFound
 
-    found: list[pb.ParkedEvent] = []
-    token = ""
-    while True:
-        asked = pb.ListParkedRequest(name=name, page_size=PAGE, page_token=token)
-        page = await stub.ListParked(asked)
-        found += page.events
-        token = page.next_page_token
-        if not token:
-            return found
+    found = []
+    async for group in groups.list():
+        with suppress(NotFound):  # deleted meanwhile
+            found.append(await groups.get(group.name))
+    return found
 
 
 def _checked(sequences: list[int] | None) -> list[int]:
@@ -267,15 +226,6 @@ def _checked(sequences: list[int] | None) -> list[int]:
         if not 0 <= sequence < 2**63:
             raise Failure(f"{sequence} is no sequence of a log", exit_code=USAGE)
     return sequences or []
-
-
-def _time(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        told = f'--at "{text}" is no time; write it as 2031-01-31T12:00:00Z'
-        raise Failure(told, exit_code=USAGE) from None
-    return (moment if moment.tzinfo else moment.astimezone()).astimezone(UTC)
 
 
 def _tell_count(count: int, done: str, sequences: list[int] | None) -> None:

@@ -51,17 +51,35 @@ async def ask(
     """
     channel = open_channel(address)
     try:
-        return await call(channel)
-    except grpc.aio.AioRpcError as error:
-        told = from_rpc_error(error)
-        if any(key == _DETAILS for key, _ in error.trailing_metadata() or ()):
-            raise told from error  # the server said it itself
-        raise await _explained(told, address, who, option) from error
+        return await explained(call(channel), address, who=who, option=option)
     finally:
         await channel.close()
 
 
-async def _explained(error: AitherError, address: str, who: str, option: str) -> Exception:
+async def explained(
+    answer: Awaitable[Answer], address: str, *, who: str = "Flux", option: str = "--flux"
+) -> Answer:
+    """`answer`, by calls or by a client of the SDK, with failures as those of `ask`."""
+    try:
+        return await answer
+    except grpc.aio.AioRpcError as error:
+        raise await _told(from_rpc_error(error), error, address, who, option) from error
+    except AitherError as error:
+        cause = error.__context__  # a client of the SDK has translated it already
+        if not isinstance(cause, grpc.aio.AioRpcError):
+            raise
+        raise await _told(error, cause, address, who, option) from cause
+
+
+async def _told(
+    error: AitherError, cause: grpc.aio.AioRpcError, address: str, who: str, option: str
+) -> Exception:
+    if any(key == _DETAILS for key, _ in cause.trailing_metadata() or ()):
+        return error  # the server said it itself
+    return await _reason(error, address, who, option)
+
+
+async def _reason(error: AitherError, address: str, who: str, option: str) -> Exception:
     """What is behind an error that gRPC made up."""
     name_it = f"name {who}'s address with {option}"
     if isinstance(error, Unimplemented):
