@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
@@ -13,8 +14,10 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from aither.flux.v1 import consumer_service_pb2 as pb
 from aither.flux.v1.consumer_service_pb2_grpc import ConsumerServiceStub
 from aither_sdk.dialling import Addresses, Dialler
+from aither_sdk.errors import Unavailable
 from aither_sdk.rpc_status import from_rpc_error
 from aither_sdk.spans import duration_of
+from aither_sdk.stream_faults import is_own_cancellation
 
 T = TypeVar("T")
 Page = TypeVar("Page", pb.ListConsumersResponse, pb.ListParkedResponse)
@@ -155,9 +158,16 @@ class Consumers:
         left = len(self._dialler.addresses)
         while True:
             left -= 1
+            address, channel = self._dialler.address, self._dialler.channel
             try:
-                return await ask(ConsumerServiceStub(self._dialler.channel))
+                return await ask(ConsumerServiceStub(channel))
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE or not left:
                     raise from_rpc_error(error) from None
-            await self._dialler.move_on()
+            except (asyncio.CancelledError, grpc.aio.UsageError):
+                if is_own_cancellation() or channel is self._dialler.channel:
+                    raise
+                if not left:  # another call found this node gone, and closed the way to it
+                    raise Unavailable(f"Flux at {address} went away") from None
+            if channel is self._dialler.channel:  # else another call has moved on
+                await self._dialler.move_on()

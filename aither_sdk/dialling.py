@@ -58,9 +58,11 @@ class Dialler:
         """Takes the next address, if there is another one; `afresh`: a connection of its own in any
         case, for the one there is may be half open."""
         if afresh or len(self.addresses) > 1:
-            await self.aclose()
+            before = self._channel
             self._index = (self._index + 1) % len(self.addresses)
             self._channel = open_channel(self.address)
+            if before is not None:
+                await before.close(None)
 
     async def aclose(self) -> None:
         if self._channel is not None:
