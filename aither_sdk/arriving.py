@@ -11,26 +11,29 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast, overload
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import SubscribeResponse
+from aither_sdk.errors import DataLoss
 
 _SEQUENCE_TAG = b"\x08"
 
 
 class Events(Sequence[Event]):
-    """The events of one message."""
+    """The events of one message; equal to any sequence of the same events."""
 
     __slots__ = ("_bodies", "_decoded", "_encoded")
 
     def __init__(self, encoded: bytes, bodies: Sequence[bytes]) -> None:
-        """`encoded` is the message that has `bodies` as its encoded events."""
+        """`encoded` is the message that has `bodies` as its encoded events; both are let go when
+        it is decoded."""
         self._encoded = encoded
         self._bodies = bodies
         self._decoded: Sequence[Event] | None = None
 
     def __len__(self) -> int:
-        return len(self._bodies)
+        return len(self._bodies if self._decoded is None else self._decoded)
 
     @overload
     def __getitem__(self, index: int) -> Event: ...
@@ -44,11 +47,16 @@ class Events(Sequence[Event]):
     def __iter__(self) -> Iterator[Event]:
         return iter(self._all())
 
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
     def __repr__(self) -> str:
         return f"<{len(self)} events>"
 
     def sequence_at(self, index: int) -> int:
         """`self[index].sequence`, without decoding the event."""
+        if self._decoded is not None:
+            return self._decoded[index].sequence
         body = self._bodies[index]
         if body[:1] != _SEQUENCE_TAG:  # Flux puts it first
             return Event.FromString(body).sequence
@@ -61,9 +69,14 @@ class Events(Sequence[Event]):
         return sequence
 
     def _all(self) -> Sequence[Event]:
+        """Raises DataLoss, each time it is asked, where a body is no event."""
         if self._decoded is None:
-            self._decoded = SubscribeResponse.FromString(self._encoded).events
-            self._encoded = b""
+            try:
+                self._decoded = SubscribeResponse.FromString(self._encoded).events
+            except DecodeError as error:
+                told = f"{len(self)} events came, and the bytes of one are none: {error}"
+                raise DataLoss(told) from error
+            self._encoded, self._bodies = b"", ()
         return self._decoded
 
 

@@ -261,12 +261,11 @@ class Subscriber:
 
     async def _next_event(self) -> Event:
         index = self._index + 1
-        if index < len(self._events) and not self._closed:
-            self._index = index
-        else:
+        if index >= len(self._events) or self._closed:
             await self._advance()
-            index = self._index = 0
+            index = 0
         event = self._events[index]
+        self._index = index
         set_current_event(event)
         return event
 
