@@ -23,7 +23,7 @@ from tests.processes import running
 SILENCE_S = 3 * HEARTBEAT_S
 KEEPALIVE_S = 10.0
 """A client's channel notices by itself within this (`aither_sdk/channels.py`)."""
-SERVER_NOTICES_S = 30.0
+SERVER_NOTICES_S = 15.0
 """A server's (`aither_sdk/server.py`)."""
 
 
