@@ -4,6 +4,7 @@ would ever say so."""
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +18,8 @@ SILENT = "SILENT"
 MISSED_HEARTBEATS = 2
 SLACK_S = 1.0
 """What a heartbeat may be late, on its way and at both ends."""
+MOST_PATIENCE = 8
 _LOOKS = 4
-_MOST_PATIENCE = 8
 
 AnyCall = grpc.aio.UnaryStreamCall[Any, Any] | grpc.aio.StreamStreamCall[Any, Any]
 
@@ -29,7 +30,8 @@ def silence_s(heartbeat_s: float) -> float:
 
 
 class Silence:
-    """Cancels the call of one stream after another when a read waits for longer than `limit_s`.
+    """Cancels the call of one stream after another when a read waits for longer than `limit_s`, or
+    up to a quarter more.
 
     Time in which this loop itself stood still does not count: what came meanwhile lies unread. With
     each silence in a row patience doubles, up to eight times: where a message takes longer on its
@@ -53,7 +55,9 @@ class Silence:
         """Watches the reads of `call` while the block lasts."""
         self._call, self._broke, self._messages = call, False, 0
         self._waiting_since_s = None
-        self._look_again()
+        # At a moment of its own: a thousand clients of a server that stands still for a while must
+        # not leave it, and come again, all at once.
+        self._look_again(random.random())
         try:
             yield
         finally:
@@ -78,15 +82,15 @@ class Silence:
         if not self._broke:
             return None
         told = f"Flux at {address} was silent for {self._limit_s():g} s"
-        self._patience = min(2 * self._patience, _MOST_PATIENCE)
+        self._patience = min(2 * self._patience, MOST_PATIENCE)
         return Unavailable(told, reason=SILENT)
 
     def _limit_s(self) -> float:
         return self.limit_s * self._patience
 
-    def _look_again(self) -> None:
+    def _look_again(self, part: float = 1.0) -> None:
         loop = asyncio.get_running_loop()
-        due_s = loop.time() + self._limit_s() / _LOOKS
+        due_s = loop.time() + part * self._limit_s() / _LOOKS
         self._timer = loop.call_at(due_s, self._look, due_s)
 
     def _look(self, due_s: float) -> None:

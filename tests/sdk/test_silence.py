@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import Any, cast
 
+import pytest
+
 from aither_sdk.silence import SILENT, Silence, silence_s
 
 
@@ -57,6 +59,24 @@ async def test_time_in_which_the_loop_stood_still_does_not_count() -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert not call.cancelled.is_set()
+
+
+async def test_streams_that_fall_silent_together_are_not_left_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    looks_s: list[float] = []
+
+    def call_at(when: float, *_: Any) -> asyncio.TimerHandle:
+        looks_s.append(when)
+        return asyncio.TimerHandle(when, print, (), loop)
+
+    monkeypatch.setattr(loop, "call_at", call_at)
+    for _ in range(50):
+        with Silence(400.0).over(cast(Any, Call())):
+            pass
+    assert max(looks_s) - min(looks_s) > 50
+    assert max(looks_s) < loop.time() + 100
 
 
 async def test_patience_doubles_with_each_silence_and_ends_with_the_second_message() -> None:
