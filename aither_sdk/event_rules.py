@@ -33,14 +33,15 @@ def check_event(event: Event) -> None:
             raise InvalidArgument.of(violations)
 
 
-def check_event_size(size_bytes: int) -> None:
-    """Raises InvalidArgument when an event of this encoded size is too large for the log."""
+def check_event_size(size_bytes: int, field: str = "event") -> None:
+    """Raises InvalidArgument, naming `field`, when an event of this encoded size is too large for
+    the log."""
     if size_bytes > MAX_EVENT_BYTES:
         told = (
             f"{size_bytes} bytes encoded; an event has {MAX_EVENT_BYTES} at most: "
             "store large things elsewhere and publish where they are"
         )
-        raise InvalidArgument.of([FieldViolation("event", told)])
+        raise InvalidArgument.of([FieldViolation(field, told)])
 
 
 def event_violations(event: Event, field: str = "") -> list[FieldViolation]:

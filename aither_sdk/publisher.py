@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -24,7 +23,7 @@ from aither_sdk.errors import (
 )
 from aither_sdk.event_rules import check_event, check_event_size
 from aither_sdk.events import Payload, event_frame, new_event, new_event_id, set_time_now
-from aither_sdk.parcels import parcels
+from aither_sdk.parcels import Parcel, parcels
 from aither_sdk.publisher_buffer import Entry, Place, PublishBuffer, events_of
 from aither_sdk.publisher_limits import Limits, WhenFull, check_settings
 from aither_sdk.publisher_state import PublisherStatistics
@@ -82,6 +81,9 @@ class Publisher:
         self._dialler = Dialler(address)
         self.source = source
         self._ack_timeout_s = ack_timeout_s
+        self._look_every_s = max(ack_timeout_s / 20, 0.005)
+        self._late = False
+        """Whether the last look was put off, for it came late."""
         self._close_timeout_s = close_timeout_s
         self._buffer: PublishBuffer[Ticket] = PublishBuffer(limits, when_full)
         self._stream = PublisherStream(
@@ -177,11 +179,13 @@ class Publisher:
         """Publishes an event for each payload, in order, and waits until Flux has all of them safe:
         the fast way for many events at hand (a fifth of the cost of `publish` for each).
 
-        They share everything but `id` and payload, `time` too. They travel in parcels of at most
-        `batch_events` and `batch_bytes`; each is waited for, timed out and withdrawn like an event
-        of `publish`, and what it raises is raised here, for the first one in order. Where Flux
-        refuses single events the others are stored all the same. Give `ids` where you would publish
-        the same again after an error: what is stored already is not stored twice.
+        They share everything but `id` and payload, `time` too. All are encoded before the first is
+        sent: one that breaks the contract is named, and nothing is sent. They travel in parcels of
+        at most `batch_events` and `batch_bytes`; each is waited for, timed out and withdrawn like
+        an event of `publish`. What fails holds up nothing behind it: the first error in order is
+        raised when all have ended; where Flux refused single events, the others are stored. When
+        the buffer is full and `when_full` is "refuse", none is sent. Give `ids` where you would
+        publish the same again after an error: what is stored already is not stored twice.
         """
         self._check_open()
         like = new_event(
@@ -193,37 +197,46 @@ class Publisher:
             expire_after_s=expire_after_s,
         )
         limits = self._buffer.limits
-        made = parcels(
+        made: list[Parcel] = []
+        for parcel in parcels(
             like,
-            payloads,
+            tuple(payloads),
             ids,
             max_events=min(limits.batch_events, limits.buffer_events),
             max_bytes=min(limits.batch_bytes, limits.buffer_bytes),
-        )
-        entries = []
-        for frames, events in made:
-            entry = self._enter(frames, like, timed=True, events=events)
-            entries.append(entry)
+        ):
+            if made:
+                await asyncio.sleep(0)  # the loop is not ours alone
+            made.append(parcel)
+        self._check_open()
+        entries: list[Entry[Ticket]] = []
+        index = 0
+        for parcel in made:
+            entries.append(self._parcel_entry(parcel, like, index))
+            index += parcel.events
         return await self._publish_all(entries)
 
-    async def _publish_all(self, entries: Sequence[Entry[Ticket]]) -> list[PublishResult]:
+    async def _publish_all(self, entries: Entries) -> list[PublishResult]:
         results: list[PublishResult] = []
-        waiting: deque[Entry[Ticket]] = deque()
+        failure: AitherError | None = None
         try:
             for entry in entries:
                 self._offer(entry, may_wait=True)
-                waiting.append(entry)
-            while waiting:
-                answer = await self._answer_of(waiting[0])
-                if waiting.popleft().events > 1:
-                    results += answer
-                else:
-                    results.append(answer)
-        finally:
-            # Nobody hears of those behind a failure any more: those that can be taken back are.
-            taken_back = [self._buffer.withdraw(entry) for entry in waiting]
+            for entry in entries:
+                try:
+                    answer = await entry.ticket.future
+                except AitherError as error:
+                    failure = failure or error
+                    continue
+                results += answer if entry.events > 1 else [answer]
+        except (asyncio.CancelledError, AitherError):
+            # Nobody hears of them any more: those that can be taken back are.
+            taken_back = [self._buffer.withdraw(entry) for entry in entries]
             if any(taken_back):
                 self._after_leaving()
+            raise
+        if failure is not None:
+            raise failure
         return results
 
     async def _answer_of(self, entry: Entry[Ticket]) -> Any:
@@ -319,13 +332,19 @@ class Publisher:
         check_event(event)
         encoded = event.SerializeToString()
         check_event_size(len(encoded))
-        return self._enter(event_frame(encoded), event, timed=timed)
-
-    def _enter(self, frames: bytes, event: Event, *, timed: bool, events: int = 1) -> Entry[Ticket]:
         loop = self._loop
         assert loop is not None
         ticket = Ticket(loop.create_future(), event.subject, event.id, event.traceparent, timed)
-        return Entry(frames, ticket, loop.time() + self._ack_timeout_s, events)
+        return Entry(event_frame(encoded), ticket, loop.time() + self._ack_timeout_s)
+
+    def _parcel_entry(self, parcel: Parcel, like: Event, index: int) -> Entry[Ticket]:
+        loop = self._loop
+        assert loop is not None
+        ticket = Ticket(
+            loop.create_future(), like.subject, parcel.first_id, like.traceparent, True, index
+        )
+        deadline_s = loop.time() + self._ack_timeout_s
+        return Entry(parcel.frames, ticket, deadline_s, parcel.events)
 
     def _check_open(self) -> None:
         if self._loop is None or self._closed:
@@ -405,12 +424,16 @@ class Publisher:
     def _arm_watch(self) -> None:
         # One coarse timer for all: a publish that times out does so at most 5% late.
         if self._loop is not None and not self._closed:
-            wait_s = max(self._ack_timeout_s / 20, 0.005)
-            self._watch = self._loop.call_later(wait_s, self._look)
+            due_s = self._loop.time() + self._look_every_s
+            self._watch = self._loop.call_at(due_s, self._look, due_s)
 
-    def _look(self) -> None:
+    def _look(self, due_s: float) -> None:
         assert self._loop is not None
         now_s = self._loop.time()
+        self._late = now_s - due_s > self._look_every_s and not self._late
+        if self._late:  # this loop stood still: what was answered meanwhile is heard first
+            self._arm_watch()
+            return
         late = []
         for entry in self._buffer.oldest_first():
             if entry.deadline_s > now_s:

@@ -21,6 +21,7 @@ from aither_sdk.dialling import Dialler
 from aither_sdk.errors import AitherError, Internal, Unavailable
 from aither_sdk.messaging_spans import end_send_span, send_span
 from aither_sdk.publisher_buffer import Entry, PublishBuffer
+from aither_sdk.silence import MOST_PATIENCE
 from aither_sdk.stream_faults import (
     HOPELESS,
     REFUSED,
@@ -85,6 +86,7 @@ class PublisherStream:
         self._breaks = 0  # streams in a row that brought no answer
         self._suspicions = 0  # how many of them, at the end, in a suspicious way
         self._silent = False  # whether the present stream was broken by break_when_silent
+        self._patience = 1
         self._heard_s = 0.0
 
     def open(self) -> None:
@@ -102,11 +104,13 @@ class PublisherStream:
         self._work.set()
 
     def break_when_silent(self, now_s: float) -> None:
-        """Cancels a stream that has owed an answer for longer than `silence_s`."""
+        """Cancels a stream that has owed an answer for longer than `silence_s`, and for twice as
+        long with each such stream in a row, up to eight times: to a Flux that is merely slow, all
+        that was sent to it already comes once more each time."""
         sent_s = self._buffer.oldest_sent_s
         if self._call is None or sent_s is None:
             return
-        if now_s - max(sent_s, self._heard_s) > self._silence_s:
+        if now_s - max(sent_s, self._heard_s) > self._silence_s * self._patience:
             self._silent = True
             self._call.cancel()
 
@@ -218,6 +222,7 @@ class PublisherStream:
                 return  # EOF
             entries = self._buffer.answered(len(response.results))
             self._heard_s = asyncio.get_running_loop().time()
+            self._patience = 1
             end_send_span(self._spans.popleft())
             if not self.connected:
                 self._proved()
@@ -270,6 +275,6 @@ class PublisherStream:
         self._listener.refused(entries, end.error)
 
     def _silence(self) -> AitherError:
-        return Unavailable(
-            f"Flux at {self._dialler.address} did not answer for {self._silence_s:g} s"
-        )
+        waited_s = self._silence_s * self._patience
+        self._patience = min(2 * self._patience, MOST_PATIENCE)
+        return Unavailable(f"Flux at {self._dialler.address} did not answer for {waited_s:g} s")

@@ -24,9 +24,12 @@ class Ticket:
     """Of its PublishResult, or of a list of them for a parcel."""
     subject: str
     event_id: str
+    """The first one's, of a parcel."""
     traceparent: str
     timed: bool
     """Whether `ack_timeout_s` applies: it does for `publish`, not for `enqueue`."""
+    index: int = 0
+    """Of its first event among those that were given together."""
 
 
 def named(entry: Entry[Ticket]) -> str:
@@ -39,11 +42,12 @@ def named(entry: Entry[Ticket]) -> str:
 def answer_parcel(entry: Entry[Ticket], results: Sequence[PublishResult]) -> tuple[int, int]:
     """Tells whoever waits for a parcel; answers how many events were refused, and how many were
     there before."""
-    refused = [result for result in results if result.HasField("error")]
+    refused = [i for i, result in enumerate(results) if result.HasField("error")]
     if refused:
-        first = refusal(refused[0])
+        first = refusal(results[refused[0]])
         told = f"{len(refused)} of {named(entry)} were refused and the others are stored"
-        fail(entry, like(first, f"{told}: {first.message}"))
+        which = f"payloads[{entry.ticket.index + refused[0]}]"
+        fail(entry, like(first, f"{told}; {which}: {first.message}"))
     elif not entry.ticket.future.done():
         entry.ticket.future.set_result(results)
     return len(refused), sum(map(_duplicate, results))

@@ -586,6 +586,27 @@ async def test_of_many_those_that_are_refused_are_told_and_the_others_are_stored
     assert (statistics.published, statistics.refused, statistics.duplicates) == (4, 1, 3)
 
 
+async def test_one_that_is_refused_among_many_holds_up_nothing_behind_it(flux: FluxStub) -> None:
+    flux.refusals["12"] = FailedPrecondition("no", reason="EXPIRED")
+    async with Publisher(
+        flux.address, source="me", batch_events=10, batches_in_flight=1
+    ) as publisher:
+        with pytest.raises(FailedPrecondition, match=r"1 of 10 events.*payloads\[12\]: no"):
+            await publisher.publish_many("a", [None] * 40, ids=[str(n) for n in range(40)])
+    assert flux.ids == [str(n) for n in range(40) if n != 12]
+
+
+async def test_many_are_made_without_holding_up_the_loop(flux: FluxStub) -> None:
+    turns = 0
+    async with Publisher(flux.address, source="me", batch_events=10) as publisher:
+        many = asyncio.create_task(publisher.publish_many("a", [None] * 1000))
+        while not publisher.statistics().buffered_events:
+            await asyncio.sleep(0)
+            turns += 1
+        await many
+    assert turns >= 99
+
+
 async def test_many_that_break_the_contract_are_not_sent(flux: FluxStub) -> None:
     async with Publisher(flux.address, source="me") as publisher:
         with pytest.raises(InvalidArgument, match="subject"):
@@ -594,8 +615,12 @@ async def test_many_that_break_the_contract_are_not_sent(flux: FluxStub) -> None
             await publisher.publish_many("a", [None, None], ids=["x", ""])
         with pytest.raises(InvalidArgument, match="1 ids for 2 payloads"):
             await publisher.publish_many("a", [None, None], ids=["x"])
-        with pytest.raises(InvalidArgument, match="payload"):
-            await publisher.publish_many("a", [{"n": object()}])
+        with pytest.raises(InvalidArgument, match=r"ids\[1\]"):
+            await publisher.publish_many("a", [None, None], ids=["x", 2])  # type: ignore[list-item]
+        with pytest.raises(InvalidArgument, match=r"payloads\[1\]"):
+            await publisher.publish_many("a", [None, {"n": object()}])
+        with pytest.raises(InvalidArgument, match=r"payloads\[2\].* bytes encoded"):
+            await publisher.publish_many("a", [None, None, {"n": "x" * 2**20}])
     with pytest.raises(FailedPrecondition, match="closed"):
         await publisher.publish_many("a", [None])
     assert flux.log == []
@@ -625,3 +650,37 @@ async def test_many_whose_publisher_gives_up_are_taken_back_where_they_were_not_
         with pytest.raises(asyncio.CancelledError):
             await many
         assert publisher.statistics().buffered_events == 10
+
+
+async def test_flux_that_stays_silent_is_given_more_time_with_each_stream(flux: FluxStub) -> None:
+    """What was sent to it comes once more each time: that must not keep a slow one slow."""
+    flux.publish_script += [Hang(), Hang(), Hang()]
+    async with Publisher(
+        flux.address, source="me", ack_timeout_s=0.2, close_timeout_s=0
+    ) as publisher:
+        with pytest.raises(DeadlineExceeded, match='event mine on "a"') as told:
+            await publisher.publish_many("a", [None], ids=["mine"])
+        assert told.value.metadata["event_id"] == "mine"
+        while flux.publish_streams < 3:
+            await asyncio.sleep(0.01)
+        assert "did not answer for 0.4 s" in publisher._stream.trouble
+
+
+async def test_answers_that_came_while_the_loop_stood_still_are_heard_first(
+    flux: FluxStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    time, stood_still_s = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: time() + stood_still_s)
+    flux.publish_script += [Hang()]
+    async with Publisher(flux.address, source="me", close_timeout_s=0) as publisher:
+        late = asyncio.create_task(publisher.publish("a"))
+        await flux.received.wait()
+        stood_still_s = 60.0
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not late.done(), "its answer may lie unread"
+        assert publisher.statistics().reconnects == 0
+        stood_still_s = 120.0
+        with pytest.raises(DeadlineExceeded):
+            await late
