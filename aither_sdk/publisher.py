@@ -14,29 +14,22 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import Durability, PublishResult
 from aither_sdk.dialling import Addresses, Dialler
-from aither_sdk.errors import (
-    AitherError,
-    DeadlineExceeded,
-    FailedPrecondition,
-    ResourceExhausted,
-    Unavailable,
-)
+from aither_sdk.errors import AitherError, DeadlineExceeded, FailedPrecondition
 from aither_sdk.event_rules import check_event, check_event_size
 from aither_sdk.events import Payload, event_frame, new_event, new_event_id, set_time_now
 from aither_sdk.parcels import Parcel, parcels
 from aither_sdk.publisher_buffer import Entry, Place, PublishBuffer, events_of
 from aither_sdk.publisher_limits import Limits, WhenFull, check_settings
+from aither_sdk.publisher_outcomes import Entries, Outcomes
 from aither_sdk.publisher_state import PublisherStatistics
 from aither_sdk.publisher_stream import PublisherStream
-from aither_sdk.publisher_tickets import Ticket, answer_parcel, fail, like, named, refusal
+from aither_sdk.publisher_tickets import Ticket
 from aither_sdk.words import Words
 
 _log = Words("aither_sdk")
 
 
 __all__ = ["Publisher", "PublisherStatistics"]
-
-Entries = Sequence[Entry[Ticket]]
 
 
 class Publisher:
@@ -86,15 +79,18 @@ class Publisher:
         """Whether the last look was put off, for it came late."""
         self._close_timeout_s = close_timeout_s
         self._buffer: PublishBuffer[Ticket] = PublishBuffer(limits, when_full)
+        self._outcomes = Outcomes(self._buffer, self._dialler)
         self._stream = PublisherStream(
-            self._dialler, self._buffer, self, silence_s=ack_timeout_s, durability=durability
+            self._dialler,
+            self._buffer,
+            self._outcomes,
+            silence_s=ack_timeout_s,
+            durability=durability,
         )
         self._loop: asyncio.AbstractEventLoop | None = None  # set while open
         self._runner: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
-        self._flushes: dict[asyncio.Future[None], int] = {}
         self._closed = False
-        self._published = self._duplicates = self._refused = self._dropped = 0
 
     async def __aenter__(self) -> Self:
         """Starts; does not wait for Flux, which may come later. Raises SelfDialError."""
@@ -231,9 +227,7 @@ class Publisher:
                 results += answer if entry.events > 1 else [answer]
         except (asyncio.CancelledError, AitherError):
             # Nobody hears of them any more: those that can be taken back are.
-            taken_back = [self._buffer.withdraw(entry) for entry in entries]
-            if any(taken_back):
-                self._after_leaving()
+            self._take_back(entries)
             raise
         if failure is not None:
             raise failure
@@ -244,8 +238,8 @@ class Publisher:
         try:
             return await future
         except asyncio.CancelledError:
-            if future.cancelled() and self._buffer.withdraw(entry):
-                self._after_leaving()
+            if future.cancelled():
+                self._take_back([entry])
             raise
 
     def enqueue(self, event: Event) -> asyncio.Future[PublishResult]:
@@ -267,21 +261,14 @@ class Publisher:
         What became of each event is told to its publisher, not here. Raises DeadlineExceeded after
         `timeout_s`; None waits as long as it takes.
         """
-        ordinal = self._buffer.last_ordinal
-        if self._loop is None or self._buffer.settled(ordinal):
-            return
-        settled: asyncio.Future[None] = self._loop.create_future()
-        self._flushes[settled] = ordinal
         try:
             async with asyncio.timeout(timeout_s):
-                await settled
+                await self._outcomes.until_settled()
         except TimeoutError:
             told = f"{self._buffer.events} events for Flux at {self.address} are not acknowledged"
             raise DeadlineExceeded(
                 f"{told} after {timeout_s:g} s; they stay in the buffer and are sent again"
             ) from None
-        finally:
-            self._flushes.pop(settled, None)
 
     async def aclose(self) -> None:
         """Takes no more events, waits for the pending ones, fails the rest. Safe to call again."""
@@ -308,10 +295,10 @@ class Publisher:
 
     def statistics(self) -> PublisherStatistics:
         return PublisherStatistics(
-            published=self._published,
-            duplicates=self._duplicates,
-            refused=self._refused,
-            dropped=self._dropped,
+            published=self._outcomes.published,
+            duplicates=self._outcomes.duplicates,
+            refused=self._outcomes.refusals,
+            dropped=self._outcomes.dropped,
             retried=self._buffer.retried,
             buffered_events=self._buffer.events,
             buffered_bytes=self._buffer.size_bytes,
@@ -354,72 +341,24 @@ class Publisher:
     def _offer(self, entry: Entry[Ticket], *, may_wait: bool) -> None:
         dropped = self._buffer.offer(entry, may_wait=may_wait)
         if entry.place is Place.OUTSIDE:
-            self._refused += entry.events
-            raise ResourceExhausted(
-                f"the publish buffer is full ({self._buffer.events} events, "
-                f"{self._buffer.size_bytes} bytes): Flux at {self.address} is slow or away"
-                f"{self._trouble()}; publish less, wait, or choose another `when_full`",
-                reason="BUFFER_FULL",
-            )
+            raise self._outcomes.found_no_room(entry, self._stream.trouble)
         if dropped:
-            self._dropped += events_of(dropped)
-            for old in dropped:
-                fail(
-                    old, ResourceExhausted(f"{named(old)} gave way to newer ones in a full buffer")
-                )
-            self._tell_flushes()
+            self._outcomes.gave_way(dropped)
         self._stream.wake()
         if self._watch is None:
             self._arm_watch()
 
-    # -- out: called by the stream
-
-    def answered(self, entries: Entries, results: Sequence[PublishResult]) -> None:
-        """Hands each entry its result."""
-        refused = duplicates = at = 0
-        for entry in entries:
-            if entry.events > 1:
-                parcel = results[at : at + entry.events]
-                at += entry.events
-                refusals, repeats = answer_parcel(entry, parcel)
-                refused += refusals
-                duplicates += repeats
-                continue
-            result = results[at]
-            at += 1
-            future = entry.ticket.future
-            if result.HasField("error"):
-                refused += 1
-                fail(entry, refusal(result))
-                continue
-            if result.duplicate:
-                duplicates += 1
-            if not future.done():
-                future.set_result(result)
-        self._refused += refused
-        self._duplicates += duplicates
-        self._published += at - refused - duplicates
-        self._after_leaving()
-
-    def refused(self, entries: Entries, error: AitherError) -> None:
-        """Fails entries that no further stream would bring through."""
-        self._refused += events_of(entries)
-        for entry in entries:
-            fail(entry, like(error, f"{named(entry)} could not be published: {error.message}"))
-        self._after_leaving()
-
     # -- within
 
-    def _after_leaving(self) -> None:
-        if self._buffer.admit():
-            self._stream.wake()
-        if self._flushes:
-            self._tell_flushes()
+    def _take_back(self, entries: Entries) -> None:
+        """Those that were not sent."""
+        taken_back = [self._buffer.withdraw(entry) for entry in entries]
+        if any(taken_back):
+            self._after_leaving()
 
-    def _tell_flushes(self) -> None:
-        for settled, ordinal in self._flushes.items():
-            if not settled.done() and self._buffer.settled(ordinal):
-                settled.set_result(None)
+    def _after_leaving(self) -> None:
+        self._outcomes.make_room()
+        self._stream.wake()
 
     def _arm_watch(self) -> None:
         # One coarse timer for all: a publish that times out does so at most 5% late.
@@ -441,7 +380,7 @@ class Publisher:
             if entry.ticket.timed and not entry.ticket.future.done():
                 late.append(entry)
         for entry in late:
-            self._time_out(entry)
+            self._outcomes.timed_out(entry, self._ack_timeout_s, self._stream.trouble)
         if late:
             self._after_leaving()  # who gave up before the door may have kept others out
         self._stream.break_when_silent(now_s)
@@ -449,40 +388,15 @@ class Publisher:
         if not self._buffer.empty:
             self._arm_watch()
 
-    def _time_out(self, entry: Entry[Ticket]) -> None:
-        within = f"within {self._ack_timeout_s:g} s"
-        if entry.place is Place.WAITING:
-            self._buffer.withdraw(entry)
-            self._refused += entry.events
-            told = f"{named(entry)} found no room in the publish buffer {within}{self._trouble()}"
-            fail(entry, ResourceExhausted(f"{told}; it was not sent", reason="BUFFER_FULL"))
-            return
-        told = (
-            f"{named(entry)} was not acknowledged by Flux at {self.address} {within}"
-            f"{self._trouble()}. It may or may not be stored and is still being sent; publishing "
-            "it again with the same id is safe"
-        )
-        fail(entry, DeadlineExceeded(told, metadata={"event_id": entry.ticket.event_id}))
-
-    def _trouble(self) -> str:
-        return f" ({self._stream.trouble})" if self._stream.trouble else ""
-
     def _abandon(self) -> None:
-        left = self._buffer.fail_all()
+        left = self._outcomes.abandon()
         if left:
-            events = events_of(left)
-            self._dropped += events
             _log.warning(
                 "publisher.abandoned",
                 source=self.source,
                 address=self.address,
-                events=events,
+                events=events_of(left),
                 sent=events_of(entry for entry in left if entry.sends),
                 close_timeout_s=self._close_timeout_s,
                 reason=self._stream.trouble or "Flux did not answer in time",
             )
-        for entry in left:
-            what = "may or may not be stored" if entry.sends else "was not sent"
-            told = f"the publisher closed before {named(entry)} was acknowledged; it {what}"
-            fail(entry, Unavailable(f"{told}: publish it again with the same id"))
-        self._tell_flushes()
