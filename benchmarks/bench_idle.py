@@ -98,13 +98,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, figures in medians.items():
         memory = "".join(f"{figure:>16.1f}" for figure in figures[:2])
         print(f"  {name:<24}{memory}" + "".join(f"{figure:>16.2f}" for figure in figures[2:]))
-        # None where a peer used less than a tick of the clock, or gave memory back.
-        ratios = (_ratio(mine, its) for mine, its in zip(ours, figures, strict=True))
-        print(f"  {'  ours/this':<24}" + "".join(f"{ratio:>16}" for ratio in ratios))
+        if figures is not ours:
+            ratios = (_ratio(mine, its) for mine, its in zip(ours, figures, strict=True))
+            print(f"  {'  ours/this':<24}" + "".join(f"{ratio:>16}" for ratio in ratios))
 
 
 def _ratio(ours: float, theirs: float) -> str:
-    return f"{ours / theirs:.2f}" if theirs > 0 else "-"
+    # None where one used less than a tick of the clock, or its memory shrank.
+    return f"{ours / theirs:.2f}" if ours > 0 < theirs else "-"
 
 
 def _in_child(peer: Any, subscribers: int, seconds: float) -> Idle:
