@@ -250,14 +250,21 @@ def _print_delays(
         for peer in _in_round(peers, round_number):
             figure = asyncio.run(delay_of(peer, subscribers, rate, arguments.seconds + 1))
             runs[peer.name].append(figure)
+    ours: tuple[float, float] | None = None
     for name, figures in runs.items():
+        if not figures:
+            continue
         p50, p99, worst = (
             statistics.median(getattr(figure, field) for figure in figures)
             for field in ("p50_ms", "p99_ms", "max_ms")
         )
+        ours = ours or (p50, p99)
         lost = sum(figure.expected - figure.deliveries for figure in figures)
         told = f"  {lost} not delivered within 10 s" if lost else ""
-        print(f"  {name:<34}p50 {p50:8.2f}  p99 {p99:8.2f}  max {worst:8.2f}{told}")
+        print(
+            f"  {name:<34}p50 {p50:8.2f}  p99 {p99:8.2f}  max {worst:8.2f}  "
+            f"ours/this: p50 {ours[0] / p50:6.2f}  p99 {ours[1] / p99:6.2f}{told}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """How the cost of Flux grows: with subscribers, with payload, with the length of the log.
 
 Ours alone: the other files compare. Everything shares the machine with its clients, which are one
-process; each row is one fresh server. `--long` goes to 10 million events of backlog.
+process; each row is the median of some rounds, each with a fresh server. `--long` goes to 10
+million events of backlog.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
+import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from aither.flux.v1 import flux_service_pb2 as pb
@@ -44,31 +47,43 @@ async def at_subscribers(subscribers: int, size: int, seconds: float) -> tuple[f
     return rate, cost.server_cpu_s / deliveries * 1e6, cost.client_cpu_s / deliveries * 1e6
 
 
-async def at_backlog(events: int, seconds: float) -> dict[str, float]:
+async def at_backlog(events: int, seconds: float, rounds: int) -> dict[str, float]:
+    """Medians of figures by their names, each round over a copy of one log."""
+    found = []
     with tempfile.TemporaryDirectory(prefix="aither-bench-") as folder:
-        await filled_log(Path(folder), events, bytes(100), subjects=100)
+        filled = Path(folder) / "filled"
+        await filled_log(filled, events, bytes(100), subjects=100)
+        for number in range(rounds):
+            copied = Path(folder) / str(number)
+            shutil.copytree(filled, copied)
+            found.append(await _over(copied, events, seconds))
+            shutil.rmtree(copied)
+    return {name: statistics.median(one[name] for one in found) for name in found[0]}
+
+
+async def _over(folder: Path, events: int, seconds: float) -> dict[str, float]:
+    begin_s = time.monotonic()
+    async with flux_server("sqlite", folder) as server:
+        ready_s = time.monotonic() - begin_s
+        resident = resident_bytes(server.pid)
         begin_s = time.monotonic()
-        async with flux_server("sqlite", Path(folder)) as server:
-            ready_s = time.monotonic() - begin_s
-            resident = resident_bytes(server.pid)
+        first_s = 0.0
+        if events:
+            async with Subscriber(server.address, ["bench.>"], start=EARLIEST) as follower:
+                await anext(aiter(follower))
+            first_s = time.monotonic() - begin_s
+        async with open_channel(server.address) as channel:
+            get_last = channel.unary_unary(
+                _GET_LAST,
+                request_serializer=pb.GetLastRequest.SerializeToString,
+                response_deserializer=pb.GetLastResponse.FromString,
+            )
+            await get_last(pb.GetLastRequest(filters=["bench.>"]))
             begin_s = time.monotonic()
-            first_s = 0.0
-            if events:
-                async with Subscriber(server.address, ["bench.>"], start=EARLIEST) as follower:
-                    await anext(aiter(follower))
-                first_s = time.monotonic() - begin_s
-            async with open_channel(server.address) as channel:
-                get_last = channel.unary_unary(
-                    _GET_LAST,
-                    request_serializer=pb.GetLastRequest.SerializeToString,
-                    response_deserializer=pb.GetLastResponse.FromString,
-                )
+            for _ in range(20):
                 await get_last(pb.GetLastRequest(filters=["bench.>"]))
-                begin_s = time.monotonic()
-                for _ in range(20):
-                    await get_last(pb.GetLastRequest(filters=["bench.>"]))
-                last_s = (time.monotonic() - begin_s) / 20
-            publish = await _publish_rate(server.address, seconds)
+            last_s = (time.monotonic() - begin_s) / 20
+        publish = await _publish_rate(server.address, seconds)
     return {
         "until it serves, ms": ready_s * 1e3,
         "memory, MB": resident / 1e6,
@@ -99,32 +114,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--grow-backlog", default="0,1000,10000,100000,1000000", help="events")
     parser.add_argument("--long", action="store_true", help="also 10 million events of backlog")
     parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments, _ = parser.parse_known_args(argv)
     print_setting()
-    _print_growth("subscribers, 100 bytes", arguments.grow_subscribers, arguments.seconds, None)
-    _print_growth("bytes of payload, 10 subscribers", arguments.grow_payload, arguments.seconds, 10)
+    seconds, rounds = arguments.seconds, arguments.rounds
+    _print_growth("subscribers, 100 bytes", arguments.grow_subscribers, seconds, rounds, None)
+    _print_growth("bytes of payload, 10 subscribers", arguments.grow_payload, seconds, rounds, 10)
     backlog = [int(n) for n in arguments.grow_backlog.split(",") if n]
     if arguments.long:
         backlog.append(10_000_000)
-    found = {n: asyncio.run(at_backlog(n, arguments.seconds)) for n in backlog}
+    found = {n: asyncio.run(at_backlog(n, seconds, rounds)) for n in backlog}
     for figure in next(iter(found.values()), {}):
-        print(f"\n{figure}, by events in the log")
+        print(f"\n{figure}, by events in the log (median of {rounds})")
         print_bars([(f"{n:,}", row[figure]) for n, row in found.items()], "")
 
 
-def _print_growth(of: str, values: str, seconds: float, subscribers: int | None) -> None:
+def _print_growth(
+    of: str, values: str, seconds: float, rounds: int, subscribers: int | None
+) -> None:
     """`subscribers` None: the values are their number; else the size of the payload."""
     numbers = [int(value) for value in values.split(",") if value]
     rows = {}
     for number in numbers:
         readers, size = (number, 100) if subscribers is None else (subscribers, number)
-        rows[number] = asyncio.run(at_subscribers(readers, size, seconds))
-    print(f"\ndeliveries/s by {of}")
+        runs = [asyncio.run(at_subscribers(readers, size, seconds)) for _ in range(rounds)]
+        rows[number] = _medians(runs)
+    print(f"\ndeliveries/s by {of} (median of {rounds})")
     print_bars([(f"{n:,}", rate) for n, (rate, _, _) in rows.items()], "deliveries/s")
     for number, (rate, server_us, client_us) in rows.items():
         size = 100 if subscribers is None else number
         told = f"{rate * size / 1e6:10.1f} MB/s of payload"
         print(f"  {number:>12,} CPU: server {server_us:7.2f} us, client {client_us:7.2f} us {told}")
+
+
+def _medians(runs: Iterable[tuple[float, float, float]]) -> tuple[float, float, float]:
+    rate, server_us, client_us = map(statistics.median, zip(*runs, strict=True))
+    return rate, server_us, client_us
 
 
 if __name__ == "__main__":

@@ -44,8 +44,9 @@ async def idle_cost(peer: Any, subscribers: int, seconds: float) -> Idle:
         base = await _watch(bus.pid, seconds / 2)
         gc.collect()
         server, client = resident_bytes(bus.pid), resident_bytes(os.getpid())
-        for _ in range(subscribers // _AT_ONCE):
-            await bus.subscribe(_AT_ONCE, lambda number, bodies: None)
+        for start in range(0, subscribers, _AT_ONCE):
+            count = min(_AT_ONCE, subscribers - start)
+            await bus.subscribe(count, lambda number, bodies: None)
         await asyncio.sleep(2)
         gc.collect()
         server_bytes = resident_bytes(bus.pid) - server
@@ -89,10 +90,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         for peer in peers:
             # A fresh process each: memory that one client gave back would hide the next one's.
             found[peer.name].append(_in_child(peer, subscribers, arguments.idle_seconds))
-    for name, runs in found.items():
-        figures = [statistics.median(run) for run in zip(*map(astuple, runs), strict=True)]
+    medians = {
+        name: [statistics.median(run) for run in zip(*map(astuple, runs), strict=True)]
+        for name, runs in found.items()
+    }
+    ours = next(iter(medians.values()), [])
+    for name, figures in medians.items():
         memory = "".join(f"{figure:>16.1f}" for figure in figures[:2])
         print(f"  {name:<24}{memory}" + "".join(f"{figure:>16.2f}" for figure in figures[2:]))
+        if figures is not ours:
+            ratios = (_ratio(mine, its) for mine, its in zip(ours, figures, strict=True))
+            print(f"  {'  ours/this':<24}" + "".join(f"{ratio:>16}" for ratio in ratios))
+
+
+def _ratio(ours: float, theirs: float) -> str:
+    # None where one used less than a tick of the clock, or its memory shrank.
+    return f"{ours / theirs:.2f}" if ours > 0 < theirs else "-"
 
 
 def _in_child(peer: Any, subscribers: int, seconds: float) -> Idle:

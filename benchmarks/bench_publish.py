@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print_ratios("fsynced events/s in batches of 100", runs, "events/s")
     for name, figures in costs.items():
-        print(f"  {name:<42}server CPU {min(figures):6.1f} us an event")
+        print(f"  {name:<42}server CPU {statistics.median(figures):6.1f} us an event")
     by_name.pop(StreamPeer.name, None)
     for tasks in map(int, filter(None, arguments.tasks.split(","))):
         runs = take_turns(

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple, overload
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1.event_pb2 import Event
+from aither_sdk.errors import InvalidArgument
 from aither_sdk.event_rules import MAX_EVENT_BYTES, TRACEPARENT_BYTES, is_plain
 from flux_svc.frames import encode_body, expire_ns_of
 
@@ -54,12 +56,19 @@ def draft(events: Iterable[Event], arrival_ns: int) -> list[Draft]:
 
 
 class Arrival:
-    """One request of a publish stream. Raises DecodeError for bytes that are none."""
+    """One request of a publish stream. Raises InvalidArgument for bytes that are none."""
 
     __slots__ = ("bodies", "request", "size")
 
     def __init__(self, encoded: bytes) -> None:
-        self.request = pb.PublishStreamRequest.FromString(encoded)
+        try:
+            request = pb.PublishStreamRequest.FromString(encoded)
+        except DecodeError as error:
+            raise InvalidArgument(
+                f"{len(encoded)} bytes that are no PublishStreamRequest ({error}); send what "
+                "protobuf encodes, all text in UTF-8"
+            ) from error
+        self.request = request
         """Decoded, and with it checked to the last field; but nothing is made of an event until
         somebody looks."""
         self.size = len(encoded)
@@ -73,8 +82,11 @@ class Arrived(Sequence[Event]):
     def __init__(self, bodies: Sequence[bytes]) -> None:
         """`bodies` are encoded events."""
         self._bodies = bodies
-        self._drafts, self.doubtful = _recognise(bodies)
+
+    @property
+    def doubtful(self) -> list[int]:
         """By index, those that need a closer look. The others keep the contract."""
+        return self._recognised[1]
 
     def __len__(self) -> int:
         return len(self._bodies)
@@ -92,9 +104,15 @@ class Arrived(Sequence[Event]):
 
     def drafts(self, arrival_ns: int) -> list[Draft]:
         """What is to be stored."""
-        for i in self.doubtful:
-            (self._drafts[i],) = draft((self[i],), arrival_ns)
-        return self._drafts
+        drafts, doubtful = self._recognised
+        for i in doubtful:
+            (drafts[i],) = draft((self[i],), arrival_ns)
+        return drafts
+
+    @cached_property
+    def _recognised(self) -> tuple[list[Draft], list[int]]:
+        # When somebody asks: a message has room for four million empty events, a second of work.
+        return _recognise(self._bodies)
 
 
 def _bodies_type() -> Any:
@@ -145,9 +163,8 @@ def _recognise(bodies: Iterable[bytes]) -> tuple[list[Draft], list[int]]:
     places stands none.
 
     Recognised is an event that has id, source, subject, time, payload and traceparent in this
-    order,
-    the last two perhaps missing, and nothing else, that is plain as `event_rules.is_plain` has it
-    and no larger than an event may be.
+    order, the last two perhaps missing, and nothing else, that is plain as `event_rules.is_plain`
+    has it and no larger than an event may be.
     """
     drafts: list[Draft] = []
     doubtful: list[int] = []

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -79,9 +80,11 @@ class PublishStatistics:
     trouble: AitherError | None = None
     """What the newest refusal for one of TROUBLES said; None since an append went well."""
 
-    def refuse(self, events: int, error: AitherError) -> None:
-        if error.reason in TROUBLES:
-            self.trouble = error
+    def refuse(self, events: int, error: AitherError, *, news: bool = True) -> None:
+        """`news` False: it was told before, and the log may be well again."""
+        if news and error.reason in TROUBLES:
+            # Without the traceback, which holds all batches that were refused with it.
+            self.trouble = copy(error)
         self.refused_events += events
         self.refused_by_reason[error.reason if error.reason in REASONS else "OTHER"] += events
 
@@ -317,9 +320,9 @@ class Publishing:
                 raise error
             return await self._append_good(batch, stream.succession)
         except AitherError as error:
-            stream.error = stream.error or error
             self.quotas.give_back(batch.claims)
-            self.statistics.refuse(batch.events, error)
+            self.statistics.refuse(batch.events, error, news=error is not stream.error)
+            stream.error = stream.error or error
             raise
 
     async def _append_good(self, batch: _Batch, succession: Succession) -> bytes:

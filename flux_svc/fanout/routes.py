@@ -32,29 +32,29 @@ class Routes:
     """
 
     def __init__(self) -> None:
-        self.known: dict[str, tuple[View, ...]] = {}
-        """Subject -> its views, as `of` answered. Read it before asking; only this class writes."""
+        self._known: dict[str, tuple[View, ...]] = {}
+        """Subject -> its views, as `of` answered."""
         self._root = _Node()
 
     def add(self, view: View) -> None:
         for pattern in view.filters.filters:
             node, is_rest = self._node(pattern)
             (node.rest if is_rest else node.ends).append(view)
-        self.known.clear()
+        self._known.clear()
 
     def remove(self, view: View) -> None:
         """A view that was added."""
         for pattern in view.filters.filters:
             _remove(self._root, pattern.split("."), view)
-        self.known.clear()
+        self._known.clear()
 
     def of(self, subject: str) -> tuple[View, ...]:
         """Each view once."""
-        views = self.known.get(subject)
+        views = self._known.get(subject)
         if views is None:
-            if len(self.known) >= _KNOWN_SUBJECTS:
-                self.known.clear()
-            views = self.known[subject] = self._find(subject.split("."))
+            if len(self._known) >= _KNOWN_SUBJECTS:
+                self._known.clear()
+            views = self._known[subject] = self._find(subject.split("."))
         return views
 
     def _node(self, pattern: str) -> tuple[_Node, bool]:

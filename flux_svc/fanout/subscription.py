@@ -128,6 +128,7 @@ class Subscription:
                     self._last_sent_s = time.monotonic()
                     self._sending_since_s = None
         finally:
+            self._view = None
             self._hub.leave(view)
 
     async def _follow(self, view: View) -> AsyncGenerator[bytes, None]:

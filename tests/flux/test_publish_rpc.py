@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1.event_pb2 import Event
+from aither_sdk.channels import open_channel
 from aither_sdk.publisher import Publisher
 from aither_sdk.rpc_status import from_status
 from flux_svc.gcra import Rate
@@ -125,6 +126,21 @@ async def test_a_safety_that_is_not_known_ends_a_stream_instead_of_being_made_le
     error = await error_of(publish())
     assert [violation.field for violation in error.violations] == ["durability"]
     assert flux.log.info().last_sequence == 0
+
+
+@pytest.mark.parametrize("broken", [b"\x0a\xff\xff", b"\x0a\x03\x12\x01\xff"])
+async def test_bytes_that_are_no_request_end_a_stream_behind_what_came_before(
+    flux: FluxServer, broken: bytes
+) -> None:
+    """The second one has an id that is no UTF-8."""
+    async with open_channel(flux.address) as channel:
+        call: Any = channel.stream_stream("/aither.flux.v1.FluxService/PublishStream")()
+        await call.write(pb.PublishStreamRequest(events=[event()]).SerializeToString())
+        await call.write(broken)
+        assert pb.PublishStreamResponse.FromString(await call.read()).results[0].sequence == 1
+        error = await error_of(call.read())
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
+    assert "UTF-8" in str(error)
 
 
 async def test_an_event_of_a_mebibyte_passes_and_one_more_byte_does_not(flux: FluxServer) -> None:

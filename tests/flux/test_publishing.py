@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Sequence
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 
 from aither.flux.v1 import flux_service_pb2 as pb
+from aither.flux.v1.event_pb2 import Event
 from aither_sdk.errors import AitherError, ResourceExhausted, Unavailable
 from flux_svc.drafts import Arrival
 from flux_svc.frames import event_of
-from flux_svc.logs.base import EventLog
+from flux_svc.logs.base import Appended, EventLog, Succession
 from flux_svc.logs.memory import MemoryLog
 from flux_svc.logs.sqlite import SqliteLog
 from flux_svc.logs.sqlite_writer import GROUP_BYTES
@@ -64,6 +66,20 @@ def results_of(answer: bytes) -> Sequence[pb.PublishResult]:
 
 async def stored(log: EventLog) -> list[str]:
     return [event_of(frame).id for frame in (await log.read(0, max_events=4096)).frames]
+
+
+class Unread(list[bytes]):
+    def __iter__(self) -> Any:
+        raise AssertionError("they were looked at")
+
+
+async def test_a_batch_of_too_many_events_is_refused_by_their_number_alone() -> None:
+    """Four million empty ones fit into a message: a second for which nobody else is served."""
+    many = Arrival(b"\x0a\x00" * 4097)
+    many.bodies = Unread(many.bodies)
+    answered, error = await failure_of(Publishing(MemoryLog(), EventRules(8)), sent(many))
+    assert (answered, error.reason) == (0, "INVALID_ARGUMENT")
+    assert "4097 events" in error.message
 
 
 async def test_nothing_behind_a_batch_that_the_disk_refused_is_stored(tmp_path: Path) -> None:
@@ -196,3 +212,61 @@ async def test_events_that_the_log_refuses_are_counted(tmp_path: Path) -> None:
         await publishing.publish(request)
     assert publishing.statistics.refused_events == 3
     await log.close()
+
+
+class FullForStreams(MemoryLog):
+    """No room for what streams bring, which they hear one batch after the other."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.heard = [asyncio.Event() for _ in range(batches)]
+        self.waiting = 0
+        self.asked: list[weakref.ref[Sequence[Event]]] = []
+
+    async def append(
+        self, events: Sequence[Event], *, succession: Succession | None = None, **_: Any
+    ) -> list[Appended]:
+        if succession is None:
+            return await super().append(events)
+        self.waiting += 1
+        self.asked.append(weakref.ref(events))
+        await self.heard[self.waiting - 1].wait()
+        full = ResourceExhausted("no space is left", reason="DISK_FULL")
+        succession.error = succession.error or full
+        raise succession.error
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came")
+
+
+async def test_what_stood_behind_a_failure_is_no_news_of_the_log() -> None:
+    log = FullForStreams(batches=2)
+    publishing = Publishing(log, EventRules(8))
+    failing = asyncio.create_task(failure_of(publishing, endless(batch("a"), batch("b"))))
+    await until(lambda: log.waiting == 2)
+    log.heard[0].set()
+    await failing
+    assert publishing.trouble is not None
+    assert publishing.trouble.reason == "DISK_FULL"
+    await publishing.publish(pb.PublishRequest(events=[event()]))
+    log.heard[1].set()
+    await until(lambda: publishing.statistics.refused_events == 2)
+    assert publishing.trouble is None
+
+
+async def test_what_is_told_of_a_full_disk_holds_no_batch() -> None:
+    log = FullForStreams(batches=1)
+    log.heard[0].set()
+    publishing = Publishing(log, EventRules(8))
+    await failure_of(publishing, sent(batch("a", size=100_000)))
+    while asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)  # their callbacks
+    gc.collect()
+    assert [events() for events in log.asked] == [None]
+    assert str(publishing.trouble) == "no space is left"

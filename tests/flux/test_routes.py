@@ -56,4 +56,4 @@ def test_the_memory_of_subjects_is_bounded() -> None:
     it = Routes()
     for number in range(routes._KNOWN_SUBJECTS + 10):
         it.of(f"s.{number}")
-    assert 0 < len(it.known) <= routes._KNOWN_SUBJECTS
+    assert 0 < len(it._known) <= routes._KNOWN_SUBJECTS
