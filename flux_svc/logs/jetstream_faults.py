@@ -13,7 +13,10 @@ from aither_sdk.errors import (
 
 # Error codes of JetStream's API: nats-server, server/errors.json.
 NO_RESPONDERS = 503
-WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+IN_PROCESS = 10164
+"""Whether it is wrong is not known yet: something else that bears on the condition is on its way to
+the replicas. nats-server says "wrong last sequence" to that as well."""
+WRONG_LAST_SEQUENCE = frozenset({10071, IN_PROCESS})
 NAME_TAKEN = 10058
 NO_STREAM = 10059
 NO_MESSAGE = 10037
