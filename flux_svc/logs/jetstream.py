@@ -156,7 +156,7 @@ class JetStreamLog:
 
         `ended` is called, once, when the stream under it was replaced: the node cannot go on.
         Raises Unavailable LOG_UNREACHABLE after 20 s without NATS, FailedPrecondition
-        STREAM_NOT_OURS.
+        STREAM_NOT_OURS, NATS_TOO_OLD or NO_CLUSTER.
         """
         stream = Stream(plan)
         dialler = Dialler(urls, credentials)

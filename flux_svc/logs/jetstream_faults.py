@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from aither_sdk.errors import (
     AitherError,
@@ -13,7 +14,10 @@ from aither_sdk.errors import (
 
 # Error codes of JetStream's API: nats-server, server/errors.json.
 NO_RESPONDERS = 503
-WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+IN_PROCESS = 10164
+"""Whether it is wrong is not known yet: something else that bears on the condition is on its way to
+the replicas. nats-server says "wrong last sequence" to that as well."""
+WRONG_LAST_SEQUENCE = frozenset({10071, IN_PROCESS})
 NAME_TAKEN = 10058
 NO_STREAM = 10059
 NO_MESSAGE = 10037
@@ -25,6 +29,7 @@ WRONG_LAST_ID = 10070
 TOO_MANY_BATCHES = frozenset({10210, 10211})
 _BATCH_TOO_LARGE = 10199
 _NO_BATCHES = 10174
+_NO_IDS_IN_BATCHES = 10177
 _NO_CLUSTER = 10074
 _FULL = frozenset({10023, 10028, 10047, 10077, 10110, 10120, 10167})
 _TOO_LARGE = frozenset({10054, 10097})
@@ -95,9 +100,11 @@ def fault_of(refused: StreamRefused, stream: str) -> AitherError:
         )
     if refused.code == _NO_BATCHES:
         return FailedPrecondition(
-            f"{told}; set allow_atomic on it (nats-server 2.12 and up)",
+            f"{told}; set allow_atomic on it (nats-server 2.12.1 and up)",
             reason="STREAM_NOT_OURS",
         )
+    if refused.code == _NO_IDS_IN_BATCHES:
+        return too_old()
     return Unavailable(
         f"{told}; repeat with the same ids",
         reason="LOG_UNREACHABLE" if refused.code == NO_RESPONDERS else "LOG_IO_ERROR",
@@ -171,4 +178,14 @@ def foreign(stream: str, why: str) -> FailedPrecondition:
         f'the stream "{stream}" cannot be the log: {why}; mend it, or name another one in '
         "flux.nats_stream",
         reason="STREAM_NOT_OURS",
+    )
+
+
+def too_old(version: Sequence[int] = ()) -> FailedPrecondition:
+    found = ".".join(map(str, version)) or "of the stream's leader"
+    return FailedPrecondition(
+        f"nats-server {found} is too old for the log: it cannot store batches of events with "
+        "their ids whole; run 2.12.1 or newer, on every server of a cluster",
+        reason="NATS_TOO_OLD",
+        metadata={"version": found},
     )

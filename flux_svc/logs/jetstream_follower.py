@@ -32,6 +32,9 @@ HEARTBEAT_S = 1.0
 _SILENCE_S = 2.5 * HEARTBEAT_S
 """A consumer that is silent so long is gone. Where it was the loop that stood still, another one
 costs two messages."""
+_QUIET_S = 0.5
+_QUIET_TIMES = 20
+"""A survey that hears nothing for so long asks whether there is more, and so many times."""
 _SURVEYS = 20
 _BEHIND_S = 0.1
 """Between two of them: together 2 s, in which a replica that was behind has caught up."""
@@ -94,25 +97,33 @@ async def survey(
     """
     for _ in range(_SURVEYS):
         seen = await _surveyed(wire, stream, which, last, take)
-        if seen is not None and not await _held(wire, stream, which, seen + 1, last):
+        if seen is not None and (
+            "filter_subjects" in which  # who asks for several subjects looks himself
+            or await _nothing_held(wire, stream, which, seen + 1, last)
+        ):
             return
         logger.warning("jetstream.survey_broken", stream=stream)
         await asyncio.sleep(_BEHIND_S)
     raise StreamRefused(0, f"the survey of the stream broke off {_SURVEYS} times")
 
 
-async def _held(wire: Wire, stream: str, which: Mapping[str, Any], first: int, last: int) -> bool:
-    """Whether the stream's leader has something of it in a range."""
-    if first > last or "filter_subjects" in which:  # who asks for several subjects looks himself
+async def _nothing_held(
+    wire: Wire, stream: str, which: Mapping[str, Any], first: int, last: int
+) -> bool:
+    """Whether the stream's leader has nothing of it in a range; of several subjects it is not
+    asked."""
+    if first > last:
+        return True
+    if "filter_subjects" in which:
         return False
     subject = which.get("filter_subject", f"{stream}.>")
     try:
         answer = await wire.ask(f"STREAM.MSG.GET.{stream}", {"seq": first, "next_by_subj": subject})
     except StreamRefused as refused:
         if refused.code == NO_MESSAGE:
-            return False
+            return True
         raise
-    return int(answer["message"]["seq"]) <= last
+    return int(answer["message"]["seq"]) > last
 
 
 async def _surveyed(
@@ -137,7 +148,18 @@ async def _surveyed(
         broken = asyncio.ensure_future(consumer.until_broken())
         finished = asyncio.ensure_future(done.wait())
         try:
-            await asyncio.wait((broken, finished), return_when=asyncio.FIRST_COMPLETED)
+            quiet = 0
+            while quiet < _QUIET_TIMES:
+                before = seen
+                ended, _ = await asyncio.wait(
+                    (broken, finished), timeout=_QUIET_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                if ended:
+                    break
+                quiet = quiet + 1 if seen == before else 0
+                # What was announced may be removed meanwhile, and then nothing more comes.
+                if quiet and await _nothing_held(wire, stream, which, seen + 1, last):
+                    return seen
         finally:
             broken.cancel()
             finished.cancel()

@@ -66,6 +66,8 @@ class Notices:
         self._hear = hear
         self._position = 0
         """In this stream."""
+        self._made = ""
+        """When it was made: one that was made anew begins with 1."""
         self._node = uuid.uuid4().hex[:12]
         self._lease = 0
         """Sequence of this node's lease; 0: it has none."""
@@ -76,7 +78,7 @@ class Notices:
 
     async def begin(self, wire: Wire) -> None:
         """Makes the stream where it is missing, and hears what stands in it."""
-        last = await self._make(wire)
+        self._made, last = await self._make(wire)
         which = {"deliver_policy": "all", "filter_subject": f"{self._ended}>"}
         await survey(wire, self.stream, which, last, self._take)
         self._position = max(self._position, last)
@@ -143,7 +145,7 @@ class Notices:
         """Takes or renews the lease. False: another node has it."""
         if self._lease and self._now_s() < self._asked_s + _RENEW_S:
             return True
-        for expected in {self._lease, 0}:
+        for expected in (self._lease, 0) if self._lease else (0,):
             asked_s = self._now_s()
             headers = {EXPECTED_SUBJECT: str(expected), TTL: f"{LEASE_S}s"}
             try:
@@ -165,8 +167,8 @@ class Notices:
         if lease:
             await wire.ask(f"STREAM.MSG.DELETE.{self.stream}", {"seq": lease, "no_erase": True})
 
-    async def _make(self, wire: Wire) -> int:
-        """Its last sequence."""
+    async def _make(self, wire: Wire) -> tuple[str, int]:
+        """When it was made, and its last sequence."""
         config = {
             "name": self.stream,
             "description": "What was removed from the log of Flux, for all of its nodes.",
@@ -187,11 +189,15 @@ class Notices:
                 if answer["config"].get(key) != config[key]:
                     why = f"{key} is {answer['config'].get(key)}, not {config[key]}"
                     raise foreign(self.stream, why) from refused
-        return int(answer["state"]["last_seq"])
+        return answer["created"], int(answer["state"]["last_seq"])
 
     async def _follow(self, wire: Wire) -> None:
         consumer = Consumer(wire, self._take)
         try:
+            found = await wire.ask(f"STREAM.INFO.{self.stream}", {})
+            if found["created"] != self._made:  # anew, by another node
+                self._position = 0
+                await self.begin(wire)
             await consumer.start(
                 self.stream,
                 {

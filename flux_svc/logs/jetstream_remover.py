@@ -179,7 +179,11 @@ class Remover:
             subjects.setdefault(subject, []).append(sequence)
         plans = await _gathered(self._plan(wire, *one) for one in subjects.items())
         ends = [(one.subject, one.ended) for one in plans if one.ended is not None]
-        await self._notices.end(wire, ends)
+        if ends:
+            # A notice takes the place of the one before it: told late, by a node that stood still,
+            # it would hide what another one has told since.
+            await self._may()
+            await self._notices.end(wire, ends)
         for subject, ended in ends:
             ledger.end(subject, ended)
         prefix = self._stream.plan.prefix

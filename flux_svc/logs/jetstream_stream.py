@@ -21,12 +21,15 @@ from flux_svc.logs.jetstream_faults import (
     NOT_FOUND,
     StreamRefused,
     foreign,
+    too_old,
 )
 from flux_svc.logs.jetstream_messages import time_text
 from flux_svc.logs.jetstream_wire import Wire
 
 logger = structlog.get_logger()
 
+OLDEST = (2, 12, 1)
+"""Of nats-server: 2.11 knows no atomic batches, 2.12.0 takes no ids in them."""
 _EPOCH = "aither-epoch"
 _NEEDED = {"allow_direct": True, "allow_atomic": True, "allow_msg_ttl": True}
 _NS = 1_000_000_000
@@ -70,8 +73,11 @@ class Stream:
 
     async def make(self, wire: Wire) -> StreamState:
         """Makes the stream, or takes the one that is there. Raises FailedPrecondition
-        STREAM_NOT_OURS when that one cannot be the log."""
+        STREAM_NOT_OURS when that one cannot be the log, NATS_TOO_OLD when nats-server cannot keep
+        it."""
         plan = self.plan
+        if (0, 0, 0) < wire.server_version < OLDEST:
+            raise too_old(wire.server_version)
         config = {
             "name": plan.name,
             "description": "The log of Flux. Each message is an event; sequences are its own.",
@@ -89,23 +95,19 @@ class Stream:
             if refused.code != NAME_TAKEN:
                 raise
             await self._adopt(wire)
-        return await self.state(wire)
+        answer = await self._info(wire)
+        if _lacking(answer["config"]):
+            # The leader is older than who answers here: it leaves out what it has not heard of, and
+            # would take a batch for single events.
+            raise too_old()
+        return _state_of(answer)
 
     async def mend(self, wire: Wire) -> None:
         """Sets again what the log cannot do without, where somebody has edited the stream."""
         await self._have_needed(wire, (await self._info(wire))["config"])
 
     async def state(self, wire: Wire) -> StreamState:
-        answer = await self._info(wire)
-        config, state = answer["config"], answer["state"]
-        return StreamState(
-            epoch=_epoch(answer),
-            first_sequence=max(1, state["first_seq"]),
-            last_sequence=state["last_seq"],
-            events=state["messages"],
-            bytes=state["bytes"],
-            synced=config.get("storage") == "file" and config.get("persist_mode") != "async",
-        )
+        return _state_of(await self._info(wire))
 
     async def exists(self, wire: Wire) -> bool:
         try:
@@ -179,8 +181,7 @@ class Stream:
         await self._have_needed(wire, config)
 
     async def _have_needed(self, wire: Wire, config: Mapping[str, Any]) -> None:
-        missing = {key: value for key, value in _NEEDED.items() if config.get(key) != value}
-        if missing:
+        if missing := _lacking(config):
             logger.warning("jetstream.stream_mended", stream=self.plan.name, settings=[*missing])
             await self._update(wire, config, {}, missing)
 
@@ -203,3 +204,20 @@ def _epoch(answer: Mapping[str, Any]) -> str:
     """A stream that somebody made by hand is known by the moment it was made."""
     metadata = answer["config"].get("metadata", {})
     return str(metadata.get(_EPOCH) or answer["created"])
+
+
+def _lacking(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the log cannot do without and a stream does not have."""
+    return {key: value for key, value in _NEEDED.items() if config.get(key) != value}
+
+
+def _state_of(answer: Mapping[str, Any]) -> StreamState:
+    config, state = answer["config"], answer["state"]
+    return StreamState(
+        epoch=_epoch(answer),
+        first_sequence=max(1, state["first_seq"]),
+        last_sequence=state["last_seq"],
+        events=state["messages"],
+        bytes=state["bytes"],
+        synced=config.get("storage") == "file" and config.get("persist_mode") != "async",
+    )

@@ -128,6 +128,16 @@ class Wire:
         """Bytes of headers and body that the server takes in one message."""
         return self._client.max_payload
 
+    @property
+    def server_version(self) -> tuple[int, int, int]:
+        """Of the server at the other end; others of its cluster may have another. Zeros: it does
+        not say, or not in three numbers."""
+        told = self._client.connected_server_version
+        try:
+            return told.major, told.minor, told.patch
+        except ValueError:
+            return 0, 0, 0
+
     @contextmanager
     def answers(self, take: Callable[[Message], None], done: asyncio.Future[Any]) -> Iterator[str]:
         """An inbox, for the time of the block, whose messages go to `take`; `done` fails when the

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,10 @@ from aither_sdk.settings import FluxSettings
 from flux_svc.logs import open_log
 from flux_svc.logs.base import Ability, Appended, Expected, Missing
 from flux_svc.logs.jetstream import JetStreamLog
-from flux_svc.logs.jetstream_stream import StreamPlan
+from flux_svc.logs.jetstream_follower import survey
+from flux_svc.logs.jetstream_messages import place_of
+from flux_svc.logs.jetstream_stream import Stream, StreamPlan
+from flux_svc.logs.jetstream_wire import Message, Wire
 from tests.conformance.log_house import event, events, last, read_all
 from tests.cut_off import Proxy
 from tests.nats_server import NatsServer, nats_server
@@ -278,6 +282,65 @@ async def test_a_stream_of_others_is_not_taken(shared: NatsServer, plan: StreamP
         await JetStreamLog.open([shared.url], plan)
     assert refused.value.reason == "STREAM_NOT_OURS"
     assert "flux.nats_stream" in refused.value.message
+
+
+@pytest.mark.parametrize("version", [(2, 11, 11), (2, 12, 0)])
+async def test_a_nats_server_that_cannot_keep_a_batch_whole_is_refused_at_once(
+    shared: NatsServer,
+    plan: StreamPlan,
+    version: tuple[int, int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Wire, "server_version", version)
+    with pytest.raises(FailedPrecondition) as refused:
+        await JetStreamLog.open([shared.url], plan)
+    assert refused.value.reason == "NATS_TOO_OLD"
+    assert "2.12.1" in refused.value.message
+    assert "error" in shared.ask(f"$JS.API.STREAM.INFO.{plan.name}")  # nothing was made
+
+
+async def test_a_leader_that_leaves_out_what_it_does_not_know_is_refused(
+    shared: NatsServer, plan: StreamPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another server of a cluster than the one that answers, as 2.11 does it."""
+    ask = Wire.ask
+
+    async def old(wire: Wire, verb: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        known = {key: value for key, value in request.items() if key != "allow_atomic"}
+        return await ask(wire, verb, known)
+
+    monkeypatch.setattr(Wire, "ask", old)
+    with pytest.raises(FailedPrecondition) as refused:
+        await JetStreamLog.open([shared.url], plan)
+    assert refused.value.reason == "NATS_TOO_OLD"
+
+
+async def test_a_survey_ends_though_what_it_was_to_tell_is_removed_meanwhile(
+    shared: NatsServer, plan: StreamPlan
+) -> None:
+    wire = await Wire.dial(shared.url, name="test")
+    try:
+        stream = Stream(plan)
+        await stream.make(wire)
+        # More than nats-server sends before it hears that the first of it was taken.
+        large = {"X": "x" * 60_000}
+        for _ in range(99):
+            await wire.send(f"{plan.name}.s", b"", large)
+        await wire.post(f"{plan.name}.s", b"", large)
+        state = await stream.state(wire)
+        taken: list[int] = []
+
+        def take(message: Message) -> None:
+            taken.append(place_of(message.reply).sequence)
+            if len(taken) == 1:
+                shared.ask(f"$JS.API.STREAM.PURGE.{plan.name}")
+
+        which = {"deliver_policy": "all"}
+        async with asyncio.timeout(PATIENCE_S):
+            await survey(wire, plan.name, which, state.last_sequence, take)
+        assert 0 < len(taken) < state.last_sequence == 100
+    finally:
+        await wire.close()
 
 
 async def test_settings_choose_the_stream(

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -246,6 +247,47 @@ async def test_a_node_that_stood_still_is_replaced_and_removes_nothing_more(
             a._remover._tends = True
         assert not await a.tends()
         assert (await read_all(b))[0].sequence == 1
+
+
+async def test_a_node_that_stood_still_hides_no_notice_of_the_one_that_replaced_it(
+    shared: NatsServer, plan: StreamPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with node(shared, plan) as a, node(shared, plan) as b:
+        await a.append([event("s"), event("t"), event("s")])
+        assert await a.tends()
+        notices, judge = a._notices, a._remover._plan
+
+        async def judged_and_stopped(*given: Any) -> Any:
+            planned = await judge(*given)
+            monkeypatch.setattr(a._remover, "_plan", judge)
+            # Meanwhile its lease ends, and another node removes what came since.
+            await notices.release(a.wire())
+            notices._lease, notices._asked_s = 10**6, float("-inf")
+            assert await b.tends()
+            await b.append([event("s"), event("s")])
+            assert await b.remove([5]) == 1
+            return planned
+
+        monkeypatch.setattr(a._remover, "_plan", judged_and_stopped)
+        with pytest.raises(Unavailable) as refused:
+            await a.remove([3])
+        assert refused.value.reason == "RETENTION_MOVED"
+        assert await states(b) == [2]
+    async with node(shared, plan) as later:
+        assert await states(later) == [2]
+
+
+async def test_notices_made_anew_by_another_node_are_heard(
+    shared: NatsServer, plan: StreamPlan
+) -> None:
+    async with node(shared, plan) as a, node(shared, plan) as b:
+        await a.append([event(f"s.{n}") for n in range(6)])
+        assert await a.remove([2, 3, 4]) == 3
+        await until(lambda: subjects(a, b) == {3})
+        shared.ask(f"$JS.API.STREAM.DELETE.{a._notices.stream}")
+        await a._notices.begin(a.wire())  # before b has noticed
+        assert await a.remove([5]) == 1
+        await until(lambda: subjects(a, b) == {2})
 
 
 async def test_many_removals_of_few_subjects_do_not_hold_up_publishers(

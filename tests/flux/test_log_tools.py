@@ -13,6 +13,10 @@ import pytest
 
 from aither.flux.v1.flux_service_pb2 import GAP_REASON_UNREADABLE
 from aither_sdk.errors import AitherError, DataLoss, FailedPrecondition
+from flux_svc.groups.base import Parked, ParkedKey
+from flux_svc.groups.local.sqlite_store import SqliteStore
+from flux_svc.groups.local.sqlite_tables import APPLICATION_ID, STEPS
+from flux_svc.groups.local.store import Change, Header, PendingRow
 from flux_svc.logs.base import Missing
 from flux_svc.logs.sqlite import SqliteLog
 from flux_svc.logs.sqlite_file import FILE_NAME, REPAIR_MARK, connect, limit_size
@@ -256,17 +260,49 @@ async def test_a_backup_is_taken_while_the_log_is_written(tmp_path: Path) -> Non
 
 
 async def test_groups_go_with_the_log_and_into_its_epoch(tmp_path: Path) -> None:
+    """With what they have parked and replay; what is parked of an older log stays of that one."""
+    log = await _written(tmp_path / "live")
+    header = Header(b"settings", log.epoch, 7)
+    parked = [
+        Parked(ParkedKey(sequence, epoch), b"frame", 3, "why", 9)
+        for sequence, epoch in ((5, log.epoch), (6, log.epoch), (5, "older"))
+    ]
+    replayed = PendingRow(parked[1].key, 1, 0, "")
+    store = await SqliteStore.open(tmp_path / "live")
+    await store.write(
+        Change("g", header=header, pending=[PendingRow(7, 1, 0, ""), replayed], parked=parked)
+    )
+    await store.write(Change("h", header=Header(b"settings", "older", 3)))
+    made = back_up(tmp_path / "live", tmp_path / "copy")
+    await store.close()
+    await log.close()
+    copy = await SqliteStore.open(tmp_path / "copy")
+    stored = await copy.load()
+    await copy.close()
+    assert {name: one.header.epoch for name, one in stored.items()} == {
+        "g": made.epoch,
+        "h": "older",
+    }
+    five, six = (ParkedKey(sequence, made.epoch) for sequence in (5, 6))
+    assert [row.key for row in stored["g"].pending] == [six, 7]
+    assert stored["g"].parked == {five: 5, six: 5, ParkedKey(5, "older"): 5}
+
+
+async def test_groups_of_schema_1_go_into_the_epoch_of_the_copy(tmp_path: Path) -> None:
     log = await _written(tmp_path / "live")
     with closing(sqlite3.connect(tmp_path / "live" / "groups.db")) as groups:
-        groups.execute("PRAGMA journal_mode = WAL")
-        groups.execute("CREATE TABLE groups (name TEXT, epoch TEXT, position INTEGER)")
-        groups.execute("INSERT INTO groups VALUES ('g', ?, 7), ('h', 'older', 3)", (log.epoch,))
+        groups.executescript(STEPS[0])
+        groups.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        groups.execute("PRAGMA user_version = 1")
+        groups.execute("INSERT INTO groups VALUES ('g', 's', ?, 7, 0, 0, 0, 0)", (log.epoch,))
+        groups.execute("INSERT INTO parked VALUES ('g', 5, 3, 9, 'why', x'00')")
         groups.commit()
-        made = back_up(tmp_path / "live", tmp_path / "copy")
+    made = back_up(tmp_path / "live", tmp_path / "copy")
     await log.close()
-    with closing(sqlite3.connect(tmp_path / "copy" / "groups.db")) as groups:
-        rows = groups.execute("SELECT * FROM groups ORDER BY name").fetchall()
-    assert rows == [("g", made.epoch, 7), ("h", "older", 3)]
+    copy = await SqliteStore.open(tmp_path / "copy")
+    stored = (await copy.load())["g"]
+    await copy.close()
+    assert (stored.header.epoch, stored.parked) == (made.epoch, {ParkedKey(5, made.epoch): 1})
 
 
 async def test_a_damaged_log_gives_no_backup_and_a_backup_overwrites_none(tmp_path: Path) -> None:

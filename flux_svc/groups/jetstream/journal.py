@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aither_sdk.errors import FailedPrecondition
 from flux_svc.groups.base import ParkedKey
 from flux_svc.groups.jetstream.place import Kept
 from flux_svc.groups.local.store import Change, Header, PendingRow, RowKey
@@ -44,7 +45,7 @@ class Book:
     """Of a change that is not whole yet."""
 
     def read(self, body: bytes, at: int) -> None:
-        """Takes the entry that stands at `at`."""
+        """Takes the entry that stands at `at`. Raises FailedPrecondition NEWER_SCHEMA."""
         entry = json.loads(body)
         self.entries.append(at)
         if self._parts and self._parts[-1][0]["id"] != entry["id"]:
@@ -53,7 +54,15 @@ class Book:
         if entry["more"]:
             return
         parts, self._parts = self._parts, []
-        if entry.get("version", 1) == 1:
+        version = entry.get("version", 1)
+        if version > VERSION:
+            raise FailedPrecondition(
+                f"the groups' journal was written by a newer version of Flux (entries of version "
+                f"{version}, this one knows {VERSION}); run that version on every node",
+                reason="NEWER_SCHEMA",
+                metadata={"schema_version": str(version)},
+            )
+        if version == 1:
             epoch = entry["header"][1]
             parts = [(_brought_up(part, epoch), place) for part, place in parts]
         for part, place in parts:

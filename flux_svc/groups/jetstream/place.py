@@ -56,7 +56,7 @@ class Place:
         self.stream = f"{log_stream}_GROUPS"
         self.nodes = f"{log_stream}_GROUPS_NODES"
         """Before the subjects on which nodes talk; no stream keeps those."""
-        self._replicas = replicas
+        self.replicas = replicas
         self.fence_subject = f"{self.stream}.j._fence"
 
     def journal(self, group: str) -> str:
@@ -73,7 +73,7 @@ class Place:
             "description": "Consumer groups of Flux: positions, attempts, parked events.",
             "subjects": [f"{self.stream}.>"],
             "storage": "file",
-            "num_replicas": self._replicas,
+            "num_replicas": self.replicas,
             "allow_direct": True,
             "allow_rollup_hdrs": True,
         }

@@ -3,7 +3,11 @@
 A change is one message of its group's journal; a large one is several, and only the last of them
 makes it count. Parked copies are messages of their own, stored before the change that takes them
 off the pending rows and let go before the change that forgets them: a keeper that dies in between
-leaves a copy twice told (the newer stands in the older one's place), never none.
+leaves a copy twice told (the newer stands in the older one's place), never none. The next keeper
+ends what it had begun (`load`).
+
+Every message stands behind the fence. With replicas nats-server takes one such message at a time
+and refuses what comes while it is on its way to them: so they go one after the other then.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import itertools
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -21,8 +25,13 @@ from aither_sdk.errors import AitherError, Unavailable
 from flux_svc.groups.base import Parked, ParkedKey
 from flux_svc.groups.jetstream.journal import Book, bodies_of
 from flux_svc.groups.jetstream.place import FRAME_BYTES, ROLLUP, Kept, Place
-from flux_svc.groups.local.store import Change, Header, PendingRow, Stored
-from flux_svc.logs.jetstream_faults import WRONG_LAST_SEQUENCE, StreamRefused, fault_of
+from flux_svc.groups.local.store import Change, Header, RowKey, Stored
+from flux_svc.logs.jetstream_faults import (
+    IN_PROCESS,
+    WRONG_LAST_SEQUENCE,
+    StreamRefused,
+    fault_of,
+)
 from flux_svc.logs.jetstream_messages import header_bytes
 from flux_svc.logs.jetstream_wire import Headers, Wire
 
@@ -33,6 +42,7 @@ _FETCHED = 16
 """Parked copies fetched at once, of up to 1 MiB each."""
 _TRIES = 40
 _BEHIND_S = 0.05
+_IN_PROCESS_S = 0.01
 
 
 class JetStreamStore:
@@ -49,6 +59,9 @@ class JetStreamStore:
         self._books: dict[str, Book] = {}
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """A group's changes are stored one after the other, in the order of the calls."""
+        self._replicated = place.replicas > 1
+        self._alone = asyncio.Lock()
+        """Held while a message is on its way, where there are replicas."""
         self._writer = uuid.uuid4().hex[:8]
         self._changes = itertools.count()
         self._writing: set[asyncio.Task[None]] = set()
@@ -67,6 +80,9 @@ class JetStreamStore:
                 continue
             book.found(copies.get(name, ()))
             self._books[name] = book
+        for name, book in self._books.items():
+            if ended := _ended(book):
+                await self._in_turn(Change(name, done=ended))
         return {name: _stored(book) for name, book in self._books.items()}
 
     async def write(self, change: Change) -> None:
@@ -83,11 +99,11 @@ class JetStreamStore:
         known = [one for one in keys if one in book.parked]
         chosen: list[ParkedKey] = []
         size = 0
-        for sequence in known:
-            size += book.parked[sequence][1]
+        for key in known:
+            size += book.parked[key].frame_bytes
             if chosen and size > max_bytes:
                 break
-            chosen.append(sequence)
+            chosen.append(key)
         found: list[Parked] = []
         for start in range(0, len(chosen), _FETCHED):
             some = chosen[start : start + _FETCHED]
@@ -134,9 +150,7 @@ class JetStreamStore:
         id = f"{self._writer}{next(self._changes):x}"
         bodies = bodies_of(change, header, book.bare_epoch or header.epoch, book.old_rows(), id)
         subject = self._place.journal(change.name)
-        places = [
-            int((await self._wire.post(subject, body, self._behind))["seq"]) for body in bodies
-        ]
+        places = [await self._post(subject, body, self._behind) for body in bodies]
         book.write(bodies, places)
 
     async def _forget(self, name: str, book: Book) -> None:
@@ -164,16 +178,16 @@ class JetStreamStore:
         headers[_REASON] = quote(reason)
         before = book.parked.get(one.key)
         end = f"{one.sequence}.{one.key.epoch}" if before is None else before.subject
-        answer = await self._wire.post(self._place.parked(name, end), one.frame, headers)
-        book.parked[one.key] = Kept(end, int(answer["seq"]), len(one.frame))
+        at = await self._post(self._place.parked(name, end), one.frame, headers)
+        book.parked[one.key] = Kept(end, at, len(one.frame))
 
     async def _unpark(self, book: Book, name: str, key: ParkedKey) -> None:
         """An empty message takes the copy's place, then goes itself."""
         subject = self._place.parked(name, book.parked[key].subject)
-        answer = await self._wire.post(subject, b"", {**self._behind, **ROLLUP})
+        at = await self._post(subject, b"", {**self._behind, **ROLLUP})
         book.parked.pop(key, None)
         with suppress(StreamRefused, AitherError):
-            await self._place.delete(self._wire, int(answer["seq"]))
+            await self._place.delete(self._wire, at)
 
     async def _copy(self, book: Book, key: ParkedKey) -> Parked | None:
         for _ in range(_TRIES):
@@ -200,6 +214,22 @@ class JetStreamStore:
             retry_after_s=0.5,
         )
 
+    async def _post(self, subject: str, body: bytes, headers: Headers) -> int:
+        """Where the message stands now."""
+        tries = 0
+        while True:
+            try:
+                async with self._alone if self._replicated else nullcontext():
+                    return int((await self._wire.post(subject, body, headers))["seq"])
+            except StreamRefused as refused:
+                tries += 1
+                if refused.code != IN_PROCESS or tries == _TRIES:
+                    raise
+                if (await self._place.fence(self._wire)).sequence != self._fence:
+                    raise
+            self._replicated = True  # or somebody is about to take the fence
+            await asyncio.sleep(_IN_PROCESS_S)
+
 
 def moved() -> Unavailable:
     return Unavailable(
@@ -209,21 +239,27 @@ def moved() -> Unavailable:
     )
 
 
-def _stored(book: Book) -> Stored:
-    """As it would stand if no keeper had died in the middle of parking or letting go."""
+def _ended(book: Book) -> list[RowKey]:
+    """Rows that would not be there if a keeper had not died in the middle of parking or letting
+    go. They go before anything becomes of the copies, or they would stand for another delivery."""
     assert book.header is not None
-    rows: list[PendingRow] = []
-    for row, at in book.rows.values():
-        if isinstance(row.key, ParkedKey):
-            if row.key not in book.parked:
-                continue  # let go, for it was done
+    found: list[RowKey] = []
+    for key, (_, at) in book.rows.items():
+        if isinstance(key, ParkedKey):
+            if key not in book.parked:
+                found.append(key)  # let go, for it was done
         else:
-            copy = book.parked.get(ParkedKey(row.key, book.header.epoch))
+            copy = book.parked.get(ParkedKey(key, book.header.epoch))
             if copy is not None and copy.at > at:
-                continue  # parked
-        rows.append(row)
+                found.append(key)  # parked
+    return found
+
+
+def _stored(book: Book) -> Stored:
+    assert book.header is not None
+    rows = sorted((row for row, _ in book.rows.values()), key=lambda row: row.sequence)
     sizes = {key: kept.frame_bytes for key, kept in book.parked.items()}
-    return Stored(book.header, sorted(rows, key=lambda row: row.sequence), sizes)
+    return Stored(book.header, rows, sizes)
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -209,7 +209,8 @@ class LocalGroups:
         last = self._log.info().last_sequence
         if position > last:
             raise OutOfRange(
-                f"{field} {position} lies beyond the end of the log, {last}",
+                f"{field} {position} lies beyond the end of the log, {last}; use {last} at most, "
+                "which delivers what comes from now on",
                 reason="BEYOND_END",
                 metadata={"last_sequence": str(last)},
             )

@@ -491,4 +491,7 @@ async def test_seeking_by_position_and_by_time(bus: Bus) -> None:
     nothing = await refused(bus.consumers.SeekConsumer(cs.SeekConsumerRequest(name="work")))
     assert nothing.violations[0].field == "target"
     far = cs.SeekConsumerRequest(name="work", after_sequence=99)
-    assert (await refused(bus.consumers.SeekConsumer(far))).code is grpc.StatusCode.OUT_OF_RANGE
+    error = await refused(bus.consumers.SeekConsumer(far))
+    assert error.code is grpc.StatusCode.OUT_OF_RANGE
+    assert "after_sequence 99" in error.message
+    assert "use 3 at most" in error.message

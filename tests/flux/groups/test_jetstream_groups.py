@@ -8,25 +8,27 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aither_sdk.errors import Unavailable
+from aither_sdk.errors import FailedPrecondition, Unavailable
 from flux_svc.groups.base import Parked, ParkedKey
 from flux_svc.groups.jetstream import journal
 from flux_svc.groups.jetstream.groups import JetStreamGroups
 from flux_svc.groups.jetstream.journal import Book, bodies_of
 from flux_svc.groups.jetstream.parcel import Parcel, pack, piece_of, pieces, unpack
-from flux_svc.groups.jetstream.place import FRAME_BYTES, Place
+from flux_svc.groups.jetstream.place import FRAME_BYTES, OF_SUBJECT, Place
 from flux_svc.groups.jetstream.store import JetStreamStore
 from flux_svc.groups.local.store import Change, Header, PendingRow
 from flux_svc.logs.jetstream import JetStreamLog
+from flux_svc.logs.jetstream_faults import IN_PROCESS, StreamRefused
 from flux_svc.logs.jetstream_stream import StreamPlan
-from flux_svc.logs.jetstream_wire import Wire
+from flux_svc.logs.jetstream_wire import Headers, Wire
 from tests.conformance.groups_house import ack_ids, group, join, sequences, until_checkpoint
 from tests.conformance.log_house import events
-from tests.nats_server import NatsServer, nats_server
+from tests.nats_server import NatsServer, nats_cluster, nats_server
 from tests.stopwatch import Stopwatch
 
 HEADER = Header(b"settings", "epoch", 5, 1, 2, 3, 4)
@@ -205,6 +207,109 @@ async def test_a_keeper_that_was_replaced_stores_nothing(server: NatsServer) -> 
         assert stored.keys() == {"g", "h"}
         assert (stored["g"].header, list(stored["g"].pending)) == (HEADER, [row(1)])
         assert stored["g"].parked == {}
+
+
+async def until_replicated(wire: Wire, place: Place) -> None:
+    """Until the cluster can place a stream and its leader takes a fence."""
+    async with asyncio.timeout(30.0):
+        while True:
+            try:
+                await place.make(wire)
+                await place.fence(wire)
+                return
+            except StreamRefused:
+                await asyncio.sleep(0.1)
+
+
+async def store_much_at_once(store: JetStreamStore) -> None:
+    parked = [Parked(ParkedKey(n, "epoch"), b"frame", 1, "why", 7) for n in range(1, 9)]
+    await asyncio.gather(
+        *(store.write(Change(f"g{n}", header=HEADER, pending=[row(n)])) for n in range(8)),
+        store.write(Change("p", header=HEADER, parked=parked)),
+    )
+
+
+async def test_what_replicas_take_one_at_a_time_is_not_taken_for_another_keeper(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nats-server does with 3 replicas, on a server without; the real one is below."""
+    bears_on: set[str] = set()
+    post = Wire.post
+
+    async def one_at_a_time(
+        wire: Wire, subject: str, body: bytes, headers: Headers
+    ) -> dict[str, Any]:
+        fenced = headers.get(OF_SUBJECT, "")
+        if fenced and fenced in bears_on:
+            raise StreamRefused(IN_PROCESS, "wrong last sequence")
+        bears_on.add(fenced)
+        try:
+            return await post(wire, subject, body, headers)
+        finally:
+            bears_on.discard(fenced)
+
+    async with stores(server) as (place, wire):
+        monkeypatch.setattr(Wire, "post", one_at_a_time)
+        ended: list[str] = []
+        await store_much_at_once(await term(place, wire, ended))
+        assert not ended
+        stored = await (await term(place, wire)).load()
+        assert (len(stored), len(stored["p"].parked)) == (9, 8)
+
+
+@pytest.mark.slow
+async def test_groups_on_replicas_change_at_once_and_the_keeper_stays(tmp_path: Path) -> None:
+    with nats_cluster(tmp_path) as servers:
+        wire = await Wire.dial(servers[0].url, name="test")
+        place = Place("R", 3)
+        try:
+            await until_replicated(wire, place)
+            ended: list[str] = []
+            store = await term(place, wire, ended)
+            await store_much_at_once(store)
+            store._replicated = False  # as where somebody edits the stream
+            await store_much_at_once(store)
+            assert not ended
+            stored = await (await term(place, wire)).load()
+            assert (len(stored), len(stored["p"].parked)) == (9, 8)
+        finally:
+            await wire.close()
+
+
+async def test_what_a_keeper_left_half_done_is_ended_by_the_next_for_good(
+    server: NatsServer,
+) -> None:
+    async with stores(server) as (place, wire):
+        store = await term(place, wire)
+        rows = [row(1), row(2), PendingRow(ParkedKey(3, "epoch"), 1, 0, "")]
+        await store.write(Change("g", header=HEADER, pending=rows))
+        # Only the copy: the change that takes the row away was never stored. Of 3 the copy is gone.
+        await store._park(store._books["g"], "g", Parked(ONE, b"one", 3, "", 7))
+        store = await term(place, wire)
+        # Whoever runs the group lets go of it: it is not to come back.
+        await store.write(Change("g", unparked=[ONE]))
+        again = Parked(ParkedKey(3, "epoch"), b"three", 1, "", 8)
+        await store.write(Change("g", header=HEADER, parked=[again]))
+        stored = (await (await term(place, wire)).load())["g"]
+        assert (list(stored.pending), stored.parked) == ([row(2)], {again.key: 5})
+
+
+async def test_parked_copies_are_fetched_within_the_bytes_asked_for(server: NatsServer) -> None:
+    async with stores(server) as (place, wire):
+        store = await term(place, wire)
+        parked = [Parked(ParkedKey(n, "epoch"), bytes(1000), 1, "", 7) for n in range(1, 6)]
+        await store.write(Change("g", header=HEADER, parked=parked))
+        keys = [one.key for one in parked]
+        for max_bytes, events in ((1, 1), (1999, 1), (3000, 3), (10_000, 5)):
+            assert len(await store.parked("g", keys, max_bytes=max_bytes)) == events
+
+
+def test_a_journal_of_a_newer_version_is_not_guessed_at() -> None:
+    (body,) = bodies_of(Change("g", pending=[row(1)]), HEADER, "epoch", [], "a")
+    newer = {**json.loads(body), "version": journal.VERSION + 1}
+    with pytest.raises(FailedPrecondition) as refused:
+        Book().read(json.dumps(newer).encode(), 1)
+    assert refused.value.reason == "NEWER_SCHEMA"
 
 
 async def test_an_event_whose_keeper_died_while_parking_it_is_parked_once(
