@@ -197,11 +197,12 @@ class BeatCell:
         os.close(self.fd)
 
     def _write_text(self, at: int, text: bytes) -> None:
-        written, _ = _TEXT.unpack_from(self._map, at)
-        _TEXT.pack_into(self._map, at, written + 1, len(text))  # odd: being written
+        # Odd: being written. It is so already where an exception of a signal's ended a writing.
+        writing = _TEXT.unpack_from(self._map, at)[0] | 1
+        _TEXT.pack_into(self._map, at, writing, len(text))
         begin = at + _TEXT.size
         self._map[begin : begin + len(text)] = text
-        _TEXT.pack_into(self._map, at, written + 2, len(text))
+        _TEXT.pack_into(self._map, at, writing + 1, len(text))
 
     def _read_text(self, at: int, most: int) -> bytes | None:
         written, length = _TEXT.unpack_from(self._map, at)

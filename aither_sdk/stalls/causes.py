@@ -53,6 +53,12 @@ class Reading:
     """How late the watchdog itself ran, waits for a CPU taken off."""
     watchdog_wait_ns: int = 0
     """The watchdog could run and got no CPU."""
+    gil_wait_ns: int = 0
+    """The watchdog asked for the GIL, which it does each few milliseconds."""
+    loop_gil_wait_ns: int = 0
+    """At most so long the loop asked for it, too."""
+    page_waits: int = 0
+    """How often a page of memory had to be brought in."""
     unseen_ns: int = 0
     """For how long it was open and nobody looked."""
     state: str = ""
@@ -98,6 +104,13 @@ def judge_cause(reading: Reading) -> Cause:
     blind = reading.unseen_ns >= half_ns
     if (late or blind or reading.handles == 0) and elsewhere_ns >= reading.lag_ns / 4:
         return Cause.GIL_HELD_ELSEWHERE
+    waited_ns = (reading.run_wait_ns or 0) + reading.watchdog_wait_ns
+    if late and reading.gil_wait_ns >= half_ns and waited_ns < reading.lag_ns / 10:
+        # Somebody kept the GIL and did not run, on a machine that had a CPU for who asked: a call
+        # waits without giving it away. Who is stopped asks for nothing.
+        if reading.loop_gil_wait_ns >= half_ns:
+            return Cause.GIL_HELD_ELSEWHERE
+        return Cause.HOST_STARVED if reading.page_waits else Cause.BLOCKING_SYSCALL
     if late and not reading.stop_is_seen and all_cpu_ns < reading.lag_ns / 10:
         # Nobody ran, the watchdog neither; unless somebody waited for a CPU, all were stopped.
         return Cause.HOST_STARVED if reading.others_runnable else Cause.SUSPENDED
@@ -109,7 +122,6 @@ def judge_cause(reading: Reading) -> Cause:
     # Of a silence that ended before anybody looked, and of a lock that may be the GIL, it decides
     # whether the process's threads waited for the machine. A watchdog is also late where the
     # timers are: on a virtual machine whose host took the CPU away that shows nowhere else.
-    waited_ns = (reading.run_wait_ns or 0) + reading.watchdog_wait_ns
     missed_ns = waited_ns + max(reading.watchdog_late_ns, reading.unseen_ns)
     if not reading.state and missed_ns >= reading.lag_ns / 4:
         return Cause.HOST_STARVED

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -30,8 +31,12 @@ class Counters(NamedTuple):
     @property
     def run_wait_ns(self) -> int | None:
         """Time for which the thread could run and got no CPU."""
-        fields = self.schedstat.split()
-        return int(fields[1]) if len(fields) >= 2 else None
+        return _in_schedstat(self.schedstat, 1)
+
+    @property
+    def turns(self) -> int:
+        """How often the thread was given a CPU."""
+        return _in_schedstat(self.schedstat, 2) or 0
 
 
 class KeptFile:
@@ -65,9 +70,15 @@ class Schedstat(KeptFile):
     def __init__(self, thread_id: int) -> None:
         super().__init__(f"{_PROC}/{thread_id}/schedstat")
 
-    def run_wait_ns(self) -> int:
-        fields = self.read().split()
-        return int(fields[1]) if len(fields) >= 2 else 0
+    def waits_and_turns(self) -> tuple[int, int]:
+        """For how many nanoseconds it waited for a CPU, and how often it was given one."""
+        told = self.read()
+        return _in_schedstat(told, 1) or 0, _in_schedstat(told, 2) or 0
+
+
+def _in_schedstat(told: bytes, at: int) -> int | None:
+    fields = told.split()
+    return int(fields[at]) if len(fields) > at else None
 
 
 class Collections:
@@ -137,6 +148,11 @@ class LoopGauge:
     def close(self) -> None:
         for file in (self._schedstat, self._stat, self._wchan, self._call):
             file.close()
+
+
+def page_waits() -> int:
+    """How often a page of memory had to be brought in for a thread of this process, so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 def suspended_ns() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from asyncio import events
+from asyncio import base_events, events
 from collections import Counter
 from contextvars import Context
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from opentelemetry import trace
 from aither_sdk.stalls.stacks import Frame, Stack
 
 _RUN: CodeType = events.Handle._run.__code__
+_RUN_ONCE: CodeType = getattr(base_events.BaseEventLoop, "_run_once").__code__  # noqa: B009
 _RUNNERS = ("asyncio", "uvloop")
 """Whoever is found in these and in no callback waits for events."""
 _MAX_FRAMES = 200
@@ -40,6 +41,9 @@ class Seen:
     """Of the task, or the callback's name."""
     context: Context | None = None
     """A copy of what the callback runs in."""
+    within: Stack = ()
+    """Where no callback runs: what runs in a turn of the loop. Its own code, or what came into it,
+    as a signal's handler does."""
 
     @property
     def span(self) -> trace.SpanContext | None:
@@ -61,6 +65,7 @@ def look(loop: asyncio.AbstractEventLoop, ident: int) -> Seen | None:
     if frame is None:
         return None
     handle = context = None
+    within: Stack = ()
     stack: list[Frame] = []
     at: FrameType | None = frame
     while at is not None and len(stack) < _MAX_FRAMES:
@@ -71,11 +76,13 @@ def look(loop: asyncio.AbstractEventLoop, ident: int) -> Seen | None:
             handle = at.f_locals.get("self")
             held = getattr(handle, "_context", None)
             context = held.copy() if isinstance(held, Context) else None
+        if code is _RUN_ONCE and handle is None and not within:
+            within = tuple(reversed(stack))
         at = at.f_back
     if handle is None and is_foreign(loop):
         handle, context = _foreign(loop, frame)
     task_name, coroutine = _task(loop, handle)
-    return Seen(tuple(reversed(stack)), handle, task_name, coroutine, context)
+    return Seen(tuple(reversed(stack)), handle, task_name, coroutine, context, within)
 
 
 def _foreign(loop: asyncio.AbstractEventLoop, frame: FrameType) -> tuple[Any, Context | None]:

@@ -108,6 +108,12 @@ def find_culprit(stack: Stack, territory: Territory) -> Frame | None:
     return best
 
 
+def find_users(stack: Stack, territory: Territory) -> Frame | None:
+    """The innermost frame of the user's code, if there is one."""
+    found = find_culprit(stack, territory)
+    return found if found is not None and territory.rank(found.file) == 0 else None
+
+
 def heaviest(culprits: Sequence[tuple[Frame, int]]) -> Frame | None:
     """Of frames with weights: the one of the function that weighs most; the first wins a tie."""
     weights: dict[tuple[str, str], int] = {}

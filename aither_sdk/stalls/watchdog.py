@@ -15,15 +15,23 @@ from aither_sdk.stalls.causes import Reading, count_handles, judge_cause
 from aither_sdk.stalls.gauges import (
     Counters,
     LoopGauge,
-    Schedstat,
     ThreadState,
     Throttling,
     others_runnable,
+    page_waits,
     suspended_ns,
 )
 from aither_sdk.stalls.record import MAX_SAMPLES, Sample, SpanRef, Stall, StallId, note_of
 from aither_sdk.stalls.sampling import Seen, look, other_stacks, running_tasks
-from aither_sdk.stalls.stacks import Frame, Stack, Territory, find_culprit, heaviest
+from aither_sdk.stalls.stacks import (
+    Frame,
+    Stack,
+    Territory,
+    find_culprit,
+    find_users,
+    heaviest,
+)
+from aither_sdk.stalls.waking import Waking, asking_ns
 from aither_sdk.stalls.words import say
 
 _FIRST_LOOKS = 3
@@ -34,6 +42,8 @@ _WORD_S = 0.1
 _WITNESS_SPOKE_NS = 350_000_000
 """The witness looks at a process that has been silent for 300 ms, and needs some to ask it."""
 _MAX_STATES = 600
+_CAME_IN = object()
+"""In place of a callback: code that runs in the loop's own, as a signal's handler does."""
 _HEARING_S, _HEARING_STEPS = 0.01, 50
 _DEFECT_PAUSE_S = 0.1
 _SECOND_NS = 1_000_000_000
@@ -69,6 +79,8 @@ class _Open:
     late_ns: int = 0
     starved_ns: int = 0
     """The watchdog waited for a CPU."""
+    asked_ns: int = 0
+    """The watchdog asked for the GIL."""
     looks: list[tuple[Seen, Frame | None, int]] = field(default_factory=list)
     """What was seen, whose line it is, and the time that the look stands for."""
     looked_ns: int = 0
@@ -126,20 +138,15 @@ class Watchdog:
         self._throttling = Throttling()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stall-watchdog", daemon=True)
-        self._base = (0, 0, 0)
-        """Throttled, suspended and stopped time when all was well."""
+        self._base = (0, 0, 0, 0)
+        """Throttled, suspended and stopped time, and waits for pages, when all was well."""
         self._base_read_ns = 0
-        self._own_id = 0
-        self._own_gauge: Schedstat | None = None
-        self._woke_ns = self._woke_wait_ns = 0
-        self._starved_ns = 0
-        """For how long it waited for a CPU around its last sleep."""
+        self._waking = Waking(heart.cell, self._stop)
         self._witnessed: Witnessed | None = None
 
     def start(self) -> None:
-        # From here on it is owed a CPU: a thread may wait for its first turn, too.
-        self._woke_ns = time.monotonic_ns()
-        self._read_base(self._woke_ns)
+        self._waking = Waking(self._heart.cell, self._stop)  # owed a CPU from here on
+        self._read_base(time.monotonic_ns())
         self._thread.start()
 
     def stop(self, timeout_s: float = 1.0) -> None:
@@ -151,8 +158,7 @@ class Watchdog:
         self._witnessed = witnessed
 
     def _run(self) -> None:
-        self._own_id = threading.get_native_id()
-        self._own_gauge = Schedstat(self._own_id)
+        self._waking.begin()
         while not self._stop.is_set():
             try:
                 self._watch()
@@ -161,14 +167,15 @@ class Watchdog:
                     return
                 # Whatever failed in the judgement of one stall: the next one must be seen.
                 say("error", "stall.watchdog_failed", service=self._identity.service, exc_info=True)
-                self._sleep(_DEFECT_PAUSE_S)
-        self._own_gauge.close()
+                self._waking.sleep(_DEFECT_PAUSE_S)
+        self._waking.close()
         self._throttling.close()
 
     def _watch(self) -> None:
         while not self._stop.is_set():
             silent_ns = self._heart.mark.at_ns + BEAT_INTERVAL_NS + self._stall_after_ns
-            late_ns = self._sleep((silent_ns - time.monotonic_ns()) / 1e9)
+            self._waking.sleep((silent_ns - time.monotonic_ns()) / 1e9)
+            late_ns = self._waking.late_ns
             while self._heart.gaps:
                 self._tell_missed(self._heart.gaps.popleft(), late_ns)
             mark = self._heart.mark
@@ -182,7 +189,7 @@ class Watchdog:
         """One stall, from the moment in which it is one to its end."""
         self.stalls += 1
         begin_unix_ns = _unix_ns(mark.at_ns + BEAT_INTERVAL_NS)
-        open_ = _Open(mark, self.stalls, begin_unix_ns, late_ns, self._starved_ns)
+        open_ = self._open(mark, begin_unix_ns, late_ns)
         self._note_state(open_)
         for _ in range(_FIRST_LOOKS):
             self._look(open_)
@@ -205,6 +212,10 @@ class Watchdog:
             self._hear_witness(open_, reading)
             self._ended(self._stall(open_, reading, ended=True))
 
+    def _open(self, mark: Mark, begin_unix_ns: int, late_ns: int) -> _Open:
+        starved_ns, asked_ns = self._waking.starved_ns, self._waking.asked_ns
+        return _Open(mark, self.stalls, begin_unix_ns, late_ns, starved_ns, asked_ns)
+
     def _tell_open(self, open_: _Open) -> None:
         open_.tasks = tuple(running_tasks(self._loop))
         self._note_state(open_)
@@ -219,7 +230,8 @@ class Watchdog:
         that."""
         state = self._gauge.state()
         # Asked only of a loop that waits: beside one that computes it would take long.
-        runnable = state.waits and others_runnable(frozenset({self._gauge.thread_id, self._own_id}))
+        but = frozenset({self._gauge.thread_id, self._waking.thread_id})
+        runnable = state.waits and others_runnable(but)
         if self._heart.mark is open_.mark and len(open_.states) < _MAX_STATES:
             open_.states.append(state)
             open_.runnable += runnable
@@ -228,7 +240,7 @@ class Watchdog:
         """A silence that was over before this thread could run: something else held the GIL."""
         self.stalls += 1
         late_ns = min(late_ns, gap.lag_ns)
-        open_ = _Open(gap.after, self.stalls, _unix_ns(gap.begin_ns), late_ns, self._starved_ns)
+        open_ = self._open(gap.after, _unix_ns(gap.begin_ns), late_ns)
         reading = self._reading(open_, gap.lag_ns, gap.until.counters)
         self._hear_witness(open_, reading)
         self._ended(self._stall(open_, reading, ended=True))
@@ -244,7 +256,7 @@ class Watchdog:
             heard = found is not None and found.stall_id == wanted
             if heard or silent_ns > BEAT_INTERVAL_NS + self._stall_after_ns or self._stop.is_set():
                 return
-            self._sleep(_HEARING_S)
+            self._waking.sleep(_HEARING_S)
 
     def _look(self, open_: _Open) -> None:
         now_ns = time.monotonic_ns()
@@ -253,8 +265,11 @@ class Watchdog:
             return
         weight_ns = now_ns - (open_.looked_ns or open_.begin_ns)
         open_.looked_ns = now_ns
-        # In no callback the loop runs its own code: nobody's line is to blame for that.
-        culprit = find_culprit(seen.stack, self._territory) if seen.handle is not None else None
+        # In no callback the loop runs its own code, and nobody's line is to blame for that.
+        if seen.handle is not None:
+            culprit = find_culprit(seen.stack, self._territory)
+        elif culprit := find_users(seen.within, self._territory):
+            seen = replace(seen, handle=_CAME_IN)
         open_.looks.append((seen, culprit, weight_ns))
         if len(open_.looks) == 1 or (seen.handle is None and not open_.others):
             but = frozenset({self._gauge.ident, threading.get_ident()})
@@ -263,7 +278,7 @@ class Watchdog:
     def _reading(self, open_: _Open, lag_ns: int, counters: Counters | None) -> Reading:
         before: Counters = open_.mark.counters
         now = counters or self._gauge.from_outside()
-        throttled_ns, slept_ns, stopped_ns = self._outside()
+        throttled_ns, slept_ns, stopped_ns, pages = self._outside()
         wait_before_ns, wait_ns = before.run_wait_ns, now.run_wait_ns
         state = open_.state
         first_look_ns = open_.looks[0][2] if open_.looks else lag_ns
@@ -282,6 +297,9 @@ class Watchdog:
             suspended_ns=max(0, slept_ns + stopped_ns - self._base[1] - self._base[2]),
             watchdog_late_ns=min(open_.late_ns, lag_ns),
             watchdog_wait_ns=min(open_.starved_ns, lag_ns),
+            gil_wait_ns=min(open_.asked_ns, lag_ns),
+            loop_gil_wait_ns=min(asking_ns(now.turns - before.turns), lag_ns),
+            page_waits=pages - self._base[3],
             unseen_ns=max(0, first_look_ns - self._stall_after_ns),
             state=state.state,
             wchan=state.wchan,
@@ -353,28 +371,14 @@ class Watchdog:
         return None
 
     def _wait(self, open_: _Open, seconds: float) -> None:
-        open_.late_ns += self._sleep(seconds)
-        open_.starved_ns += self._starved_ns
+        self._waking.sleep(seconds)
+        open_.late_ns += self._waking.late_ns
+        open_.starved_ns += self._waking.starved_ns
+        open_.asked_ns += self._waking.asked_ns
 
-    def _sleep(self, seconds: float) -> int:
-        """Sleeps, beats, and answers how late it woke for want of the GIL, in nanoseconds: what it
-        waited for a CPU is taken off."""
-        asked_s = max(0.001, seconds)
-        self._stop.wait(asked_s)
-        wait_ns = self._own_wait_ns()
-        now_ns = time.monotonic_ns()  # after the read, in which the GIL may be lost
-        self._heart.cell.watchdog_alive(now_ns)
-        # From the end of the last sleep on: it may lose the GIL between two sleeps as well.
-        late_ns = now_ns - self._woke_ns - int(asked_s * 1e9)
-        self._starved_ns = wait_ns - self._woke_wait_ns
-        self._woke_ns, self._woke_wait_ns = now_ns, wait_ns
-        return max(0, late_ns - self._starved_ns)
-
-    def _own_wait_ns(self) -> int:
-        return self._own_gauge.run_wait_ns() if self._own_gauge is not None else 0
-
-    def _outside(self) -> tuple[int, int, int]:
-        return self._throttling.total_ns(), suspended_ns(), self._heart.cell.stopped_ns
+    def _outside(self) -> tuple[int, int, int, int]:
+        stopped_ns = self._heart.cell.stopped_ns
+        return self._throttling.total_ns(), suspended_ns(), stopped_ns, page_waits()
 
     def _read_base(self, now_ns: int) -> None:
         # Each second is often enough, and each time after something happened.

@@ -233,8 +233,12 @@ def _first_line(child: subprocess.Popen[bytes], stopping: threading.Event) -> di
             "error": f"no word within {_START_TIMEOUT_S:.0f} s; is the machine out of CPU or "
             "memory?"
         }
-    said: dict[str, str] = json.loads(line.splitlines()[0])
-    return said
+    first = line.splitlines()[0]
+    with suppress(ValueError):
+        said = json.loads(first)
+        if isinstance(said, dict) and said.keys() & {"address", "error"}:
+            return said
+    return {"error": f"its first word is not understood: {first[:200].decode(errors='replace')}"}
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

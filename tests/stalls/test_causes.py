@@ -37,6 +37,21 @@ CALM = Reading(
         ({"suspended_ns": 600 * MS}, Cause.SUSPENDED),
         ({"watchdog_late_ns": 900 * MS}, Cause.SUSPENDED),
         ({"watchdog_late_ns": 900 * MS, "stop_is_seen": True}, Cause.BLOCKING_SYSCALL),
+        # A call that keeps the GIL and waits; who is stopped does not ask for it.
+        ({"watchdog_late_ns": 900 * MS, "gil_wait_ns": 890 * MS}, Cause.BLOCKING_SYSCALL),
+        (
+            {"watchdog_late_ns": 900 * MS, "gil_wait_ns": 890 * MS, "loop_gil_wait_ns": 890 * MS},
+            Cause.GIL_HELD_ELSEWHERE,
+        ),
+        ({"watchdog_late_ns": 900 * MS, "gil_wait_ns": 10 * MS}, Cause.SUSPENDED),
+        (
+            {"watchdog_late_ns": 900 * MS, "gil_wait_ns": 890 * MS, "page_waits": 3},
+            Cause.HOST_STARVED,
+        ),
+        (
+            {"watchdog_late_ns": 800 * MS, "gil_wait_ns": 800 * MS, "watchdog_wait_ns": 190 * MS},
+            Cause.SUSPENDED,
+        ),
         # A thread that computes beside a loop that waits does not make the wait its fault.
         ({"process_cpu_ns": 990 * MS, "wchan": "do_wait"}, Cause.BLOCKING_SYSCALL),
         # Slow code stays slow code on a busy machine.

@@ -4,6 +4,7 @@ that are taken, platforms that lack something."""
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import faulthandler
 import json
 import os
@@ -23,7 +24,9 @@ from aither_sdk.errors import FailedPrecondition
 from aither_sdk.stalls import evidence, gauges, sampling
 from aither_sdk.stalls.evidence import EvidenceLine, Unavailable, ask_thread
 from aither_sdk.stalls.stacks import parse_dump
-from aither_sdk.witness.parent import Witness
+from aither_sdk.stalls.waking import Waking, asking_ns
+from aither_sdk.witness.parent import Witness, _first_line
+from tests.stalls.test_stall_kinds import idle_and_whole, overrun_since
 
 LIMIT_S = 30.0
 
@@ -59,6 +62,73 @@ def test_two_lines_make_any_program_tell_of_its_stalls() -> None:
     assert "__main__.main (<string>:8)" in ended.stderr
     assert "beyond expected 0.025s (total=" in ended.stderr
     assert ended.stdout == ""
+
+
+KEPT_GIL_AND_SIGNALS = """
+import asyncio, ctypes, json, logging, os, signal, threading, time
+import aither_sdk
+from aither_sdk.stalls.telling import Teller
+told = []
+tell = Teller.tell
+Teller.tell = lambda self, stall: (told.append(stall), tell(self, stall))
+def keep_gil():
+    ctypes.PyDLL(None).usleep(300_000)
+def on_signal(*_):
+    time.sleep(0.3)
+async def main():
+    signal.signal(signal.SIGUSR1, on_signal)
+    ctypes.PyDLL(None).usleep(1)  # what it needs is in memory from here on
+    with aither_sdk.watch():
+        await asyncio.sleep(0.2)
+        keep_gil()
+        await asyncio.sleep(0.2)
+        threading.Thread(target=keep_gil).start()
+        await asyncio.sleep(0.5)
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        await asyncio.sleep(0.6)
+asyncio.run(main())
+print(json.dumps([(s.cause, s.culprit.function if s.culprit else "") for s in told if s.ended]))
+"""
+
+
+def test_a_call_that_keeps_the_gil_and_a_signals_handler_are_not_excused() -> None:
+    before = idle_and_whole()
+    ended = run_script(KEPT_GIL_AND_SIGNALS)
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    assert ["blocking_syscall", "__main__.on_signal"] in told
+    if not overrun_since(before):
+        assert ["blocking_syscall", "__main__.keep_gil"] in told
+        assert "gil_held_elsewhere" in {cause for cause, _ in told}
+
+
+def test_who_asked_for_the_gil_is_told_from_who_was_stopped() -> None:
+    cell, waking = BeatCell.create(), []
+    begun = threading.Event()
+
+    def sleep_once() -> None:
+        waking.append(Waking(cell, threading.Event()))
+        waking[0].begin()
+        begun.set()
+        waking[0].sleep(0.05)
+
+    sleeper = threading.Thread(target=sleep_once)
+    sleeper.start()
+    begun.wait()
+    ctypes.PyDLL(None).usleep(300_000)
+    sleeper.join()
+    assert waking[0].asked_ns > 40_000_000
+    assert waking[0].asked_ns <= waking[0].late_ns
+    waking[0].close()
+    cell.close()
+    assert asking_ns(3) < 40_000_000  # of a sleep through which nobody keeps it
+
+
+def test_a_witness_whose_first_word_is_not_understood_cannot_serve() -> None:
+    for word in ("a library's warning", "[]", "{}"):
+        with subprocess.Popen(["echo", word], stdout=subprocess.PIPE) as child:
+            said = _first_line(child, threading.Event())
+        assert said == {"error": f"its first word is not understood: {word}"}
 
 
 async def test_a_loop_has_one_watch_and_another_after_it() -> None:
@@ -261,6 +331,10 @@ def test_facts_and_spans_pass_through_the_cell() -> None:
     assert kept is not None
     assert 20 < len(kept) < 100
     assert all(len(name) > 100 for name in kept)
+    cell._map[320] |= 1  # an exception of a signal's ended a writing
+    assert cell.read_facts() is None
+    cell.write_facts({"db": True})
+    assert cell.read_facts() == {"db": True}
     assert cell.running_span() is None
     cell.enter_span(pack_span(5, 6))
     assert cell.running_span() == (5, 6)

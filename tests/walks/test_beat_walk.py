@@ -104,10 +104,12 @@ async def all_well(fleet: Fleet) -> AsyncIterator[Changes]:
             await asyncio.sleep(0.1)
     changes = Changes()
     following = asyncio.create_task(changes.follow(fleet.flux))
-    await changes.begun.wait()
-    yield changes
-    following.cancel()
-    await asyncio.wait([following])
+    try:
+        await changes.begun.wait()
+        yield changes
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
 
 
 async def test_a_killed_and_a_paused_server_are_told_within_the_promise(fleet: Fleet) -> None:
