@@ -28,7 +28,7 @@ FluxAddress = Annotated[
 
 def settings_of(config: Path | None, port_base: int | None, **more: Any) -> Settings:
     """The settings with what the command line said on top. Raises ConfigError with all faults."""
-    from aither_sdk.settings import load_settings
+    from aither_sdk.settings_sources import load_settings
 
     given = {"port_base": port_base, **more}
     return load_settings(config, {key: value for key, value in given.items() if value is not None})

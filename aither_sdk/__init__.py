@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from aither_sdk.lifecycle import Life, run
     from aither_sdk.publisher import Publisher
     from aither_sdk.requests import Requester, refuse, reply
-    from aither_sdk.settings import Settings, load_settings
+    from aither_sdk.settings import Settings
+    from aither_sdk.settings_sources import load_settings
     from aither_sdk.stalls.watch import Watch, watch
     from aither_sdk.subscriber import Subscriber
     from aither_sdk.tasks import BoundedTasks
@@ -54,7 +55,7 @@ _HOMES = {
     "Worker": "worker",
     "current_delivery": "worker",
     "fields_of": "events",
-    "load_settings": "settings",
+    "load_settings": "settings_sources",
     "new_consumer": "consumers",
     "new_event": "events",
     "open_channel": "channels",

@@ -24,7 +24,8 @@ from aither_sdk.errors import AitherError, ConfigError
 from aither_sdk.health import HealthBoard
 from aither_sdk.life import Life
 from aither_sdk.logs import configure_logs
-from aither_sdk.settings import Settings, load_settings
+from aither_sdk.settings import Settings
+from aither_sdk.settings_sources import load_settings
 from aither_sdk.stalls.watch import Watch
 from aither_sdk.telemetry import Telemetry, open_telemetry
 from aither_sdk.version import VERSION

@@ -17,7 +17,7 @@ import kubernetes_validate
 import yaml
 
 from aither_sdk.errors import ConfigError
-from aither_sdk.settings import load_settings
+from aither_sdk.settings_sources import load_settings
 from pulse_svc.fleet_file import load_fleet
 
 ROOT = Path(__file__).resolve().parent.parent

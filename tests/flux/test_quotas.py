@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aither_sdk.errors import ConfigError, ResourceExhausted
-from aither_sdk.settings import load_settings
+from aither_sdk.settings_sources import load_settings
 from flux_svc.gcra import Rate
 from flux_svc.quotas import Claim, Quotas, claims_of
 from tests.conformance.log_house import event

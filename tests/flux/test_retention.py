@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aither_sdk.errors import ConfigError, Unavailable
-from aither_sdk.settings import RetentionRule, RetentionSettings, load_settings
+from aither_sdk.settings import RetentionRule, RetentionSettings
+from aither_sdk.settings_sources import load_settings
 from flux_svc.logs.base import EventLog, IndexEntry
 from flux_svc.logs.memory import MemoryLog
 from flux_svc.logs.sqlite import SqliteLog

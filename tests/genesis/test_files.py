@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aither_sdk.errors import ConfigError, Fault
-from aither_sdk.settings import load_settings
+from aither_sdk.settings_sources import load_settings
 from aither_sdk.yaml_file import parse_yaml
 from genesis_svc.agents_file import read_agent
 from genesis_svc.config import load_config

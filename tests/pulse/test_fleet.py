@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from aither.pulse.v1.target_pb2 import Check, HeartbeatCheck, HttpCheck, Target, TcpCheck
 from aither_sdk.errors import ConfigError
-from aither_sdk.settings import load_settings
+from aither_sdk.settings_sources import load_settings
 from aither_sdk.spans import parse_span, spell_span
 from aither_sdk.yaml_file import parse_yaml
 from pulse_svc.default_fleet import default_fleet

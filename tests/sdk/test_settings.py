@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from aither_sdk.errors import ConfigError
-from aither_sdk.settings import load_settings
+from aither_sdk.settings_sources import load_settings
 
 
 def write(folder: Path, text: str) -> Path:
