@@ -24,12 +24,10 @@ server's own window decides, which is a time: `flux.nats_duplicate_window_s`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
-
-import structlog
 
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import (
@@ -37,9 +35,8 @@ from aither.flux.v1.flux_service_pb2 import (
     DURABILITY_UNSPECIFIED,
     Durability,
 )
-from aither_sdk.backoff import FullJitter
 from aither_sdk.clock import Clock, SystemClock
-from aither_sdk.errors import AitherError, FailedPrecondition, Unavailable
+from aither_sdk.errors import AitherError, FailedPrecondition
 from flux_svc.logs.base import (
     ANYTHING,
     Ability,
@@ -54,43 +51,26 @@ from flux_svc.logs.base import (
     Succession,
 )
 from flux_svc.logs.faults import log_closed
-from flux_svc.logs.jetstream_faults import (
-    NO_STREAM,
-    StreamRefused,
-    fault_of,
-    replaced,
-    rewound,
-    tail_behind,
-    unreachable,
-)
-from flux_svc.logs.jetstream_follower import Follower
+from flux_svc.logs.jetstream_connection import Connection, Ended
+from flux_svc.logs.jetstream_faults import StreamRefused, fault_of, tail_behind
 from flux_svc.logs.jetstream_ledger import Ledger
 from flux_svc.logs.jetstream_notices import Notices
-from flux_svc.logs.jetstream_opening import OPEN_S, first_connection, survey_events
+from flux_svc.logs.jetstream_opening import first_connection, survey_events
 from flux_svc.logs.jetstream_reader import Question, Reader
 from flux_svc.logs.jetstream_remover import Remover
 from flux_svc.logs.jetstream_stream import Stream, StreamPlan, StreamState
 from flux_svc.logs.jetstream_wire import ANSWER_S, Dialler, Wire
 from flux_svc.logs.jetstream_writer import Writer
 
-logger = structlog.get_logger()
-
-LOOK_S = 5.0
-"""Between two looks at what the stream holds: what others trimmed and what expired."""
 _CLOSE_S = 6.0
 """A little more than an answer may take."""
-
 _RELEASE_S = 1.0
 """For handing retention over to another node; without it that one waits for the lease to end."""
-_FORGET_NS = 600 * 1_000_000_000
-"""How long a node that removes nothing remembers events after their end."""
-
-Ended = Callable[[AitherError], None]
 
 
 class JetStreamLog:
-    """Made by `open`. One task keeps the connection and the tail; appends and reads use what is
-    there and are refused with UNAVAILABLE meanwhile."""
+    """Made by `open`. Appends and reads use the connection that is there, and are refused with
+    UNAVAILABLE while there is none."""
 
     abilities: frozenset[Ability] = frozenset(
         {
@@ -118,25 +98,14 @@ class JetStreamLog:
         if synced and state.synced:
             self.abilities = self.abilities | {Ability.FSYNC}
         self._stream = stream
-        self._dialler = dialler
         self._clock = clock
-        self._ended = ended
-        self._wire: Wire | None = None
-        """The connection, once the tail has caught up over it."""
-        self._there = asyncio.Event()
-        """Set for good with the first `_wire`."""
-        self._over: AitherError | None = None
-        """Why this log is at its end."""
-        self._ledger = Ledger(state)
-        plan, ledger = stream.plan, self._ledger
-        self._follower = Follower(plan.name, state.last_sequence, ledger.hear)
-        self._notices = Notices(plan, state.epoch, ledger.end)
-        self._writer = Writer(stream, ledger, self._connected, queue_events=queue_events)
-        self._reader = Reader(stream, ledger, self._connected, self._look)
-        self._remover = Remover(
-            stream, ledger, self._reader, self._notices, self._connected, self._look
-        )
-        self._life: asyncio.Task[None] | None = None
+        self._ledger = ledger = Ledger(state)
+        self._notices = notices = Notices(stream.plan, state.epoch, ledger.end)
+        self._connection = Connection(stream, ledger, notices, dialler, clock, ended)
+        wire, look = self._connection.wire, self._connection.look
+        self._writer = Writer(stream, ledger, wire, queue_events=queue_events)
+        self._reader = Reader(stream, ledger, wire, look)
+        self._remover = Remover(stream, ledger, self._reader, notices, wire, look)
         self._closing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -178,9 +147,8 @@ class JetStreamLog:
         except BaseException:
             await wire.close()
             raise
-        log._life = asyncio.get_running_loop().create_task(log._live(wire), name="flux:jetstream")
         try:
-            await log._until_connected()
+            await log._connection.begin(wire)
         except BaseException:
             await log.close()
             raise
@@ -288,7 +256,7 @@ class JetStreamLog:
 
     def wire(self) -> Wire:
         """The connection, while there is one. Raises Unavailable LOG_UNREACHABLE."""
-        return self._connected()
+        return self._connection.wire()
 
     async def reached(self, sequence: int) -> None:
         """Returns once the listeners heard of everything up to there. Raises Unavailable."""
@@ -301,7 +269,7 @@ class JetStreamLog:
     async def catch_up(self) -> None:
         """Returns once the listeners heard of everything that is stored. Raises Unavailable."""
         with self._faults():
-            state = await self._stream.state(self._connected())
+            state = await self._stream.state(self.wire())
         await self.reached(state.last_sequence)
 
     async def close(self) -> None:
@@ -317,22 +285,11 @@ class JetStreamLog:
         with suppress(AitherError, StreamRefused, TimeoutError):
             async with asyncio.timeout(_RELEASE_S):
                 await self._remover.release()
-        while self._life is not None and not self._life.done():
-            # Again and again, for the library swallows a cancellation here and there.
-            self._life.cancel()
-            await asyncio.wait((self._life,), timeout=1.0)
+        await self._connection.end()
 
     def _check_open(self) -> None:
         if self._closing is not None:
             raise log_closed()
-
-    def _connected(self) -> Wire:
-        if self._over is not None:
-            raise self._over
-        if self._wire is None or self._wire.lost.is_set():
-            why = f"dialling again ({self._dialler.why})" if self._dialler.why else "dialling again"
-            raise unreachable(", ".join(self._dialler.urls), f"no connection, {why}")
-        return self._wire
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -341,123 +298,9 @@ class JetStreamLog:
         except StreamRefused as refused:
             raise fault_of(refused, self._stream.plan.name) from refused
 
-    async def _until_connected(self) -> None:
-        assert self._life is not None
-        there = asyncio.ensure_future(self._there.wait())
-        try:
-            await asyncio.wait(
-                (there, self._life), timeout=OPEN_S, return_when=asyncio.FIRST_COMPLETED
-            )
-        finally:
-            there.cancel()
-        self._connected()
-
     async def _survey(self, wire: Wire, state: StreamState) -> None:
         """What was stored before this node came. The notices come last: they tell of events that
         may have been removed meanwhile."""
         if state.events:
             await survey_events(wire, self._stream.plan, state, self._ledger)
         await self._notices.begin(wire)
-
-    async def _live(self, wire: Wire) -> None:
-        """Keeps a connection and the tail over it, until the log is closed or at its end."""
-        try:
-            while self._over is None:
-                try:
-                    await self._serve(wire)
-                finally:
-                    self._wire = None
-                    await wire.close()
-                if self._over is None:
-                    logger.warning("jetstream.connection_lost", url=wire.url)
-                    wire = await self._dialler.until_connected()
-        finally:
-            self._ledger.fail(log_closed() if self._over is None else self._over)
-        self._ended(self._over)
-
-    async def _serve(self, wire: Wire) -> None:
-        """Follows the tail over one connection until that is lost."""
-        backoff = FullJitter()
-        start = asyncio.get_running_loop().create_task
-        beside = [
-            start(self._look_now_and_then(wire), name="flux:jetstream-look"),
-            start(self._notices.follow(wire), name="flux:jetstream-notices"),
-        ]
-        try:
-            while not wire.lost.is_set() and self._over is None:
-                try:
-                    state = await self._checked(wire)
-                    if self._over is not None:
-                        return
-                    self._ledger.look(state)
-                    beside.append(
-                        start(self._catch_up(wire, state), name="flux:jetstream-catch-up")
-                    )
-                    await self._follower.follow(wire)
-                except Unavailable as error:
-                    logger.warning("jetstream.tail_broken", reason=error.message)
-                except StreamRefused as refused:
-                    # Without a leader: there will be one again.
-                    logger.warning("jetstream.tail_broken", reason=str(refused))
-                    await asyncio.sleep(backoff.next_s(0.1))
-        finally:
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
-
-    async def _catch_up(self, wire: Wire, state: StreamState) -> None:
-        """Waits until the listeners heard of everything that is held of what was stored when
-        `state` was asked for. What is held the leader tells: the tail may hang on a replica that is
-        behind."""
-        backoff = FullJitter(first_s=0.005, most_s=0.2)
-        while (position := self._ledger.last_sequence) < state.last_sequence:
-            try:
-                following = await self._stream.first_from(wire, position + 1)
-            except StreamRefused:
-                following = position + 1  # without a leader for the moment
-            if following is None or following > state.last_sequence:
-                break
-            await asyncio.sleep(backoff.next_s())
-        self._ledger.skip_to(state.last_sequence)
-        if self._wire is not wire:
-            logger.info("jetstream.connected", url=wire.url, last_sequence=state.last_sequence)
-        self._wire = wire
-        self._there.set()
-
-    async def _checked(self, wire: Wire) -> StreamState:
-        """The stream's state; sets `_over` when it is not the one that this log was opened on."""
-        name, ours = self._stream.plan.name, self.epoch
-        try:
-            state = await self._stream.state(wire)
-        except StreamRefused as refused:
-            if refused.code == NO_STREAM:
-                self._over = replaced(name, ours, "none, it was deleted")
-                logger.error("jetstream.stream_replaced", stream=name)
-            raise
-        if state.epoch != ours:
-            self._over = replaced(name, ours, state.epoch)
-            logger.error("jetstream.stream_replaced", stream=name, epoch=state.epoch)
-        elif state.last_sequence < self._ledger.last_sequence:
-            await self._stream.begin_anew(wire, ours)
-            self._over = rewound(name, self._ledger.last_sequence, state.last_sequence)
-            logger.error("jetstream.stream_rewound", stream=name, last=state.last_sequence)
-        return state
-
-    async def _look(self) -> None:
-        """What others trimmed, and whether it is still the stream that it was."""
-        wire = self._connected()
-        state = await self._stream.state(wire)
-        if state.epoch != self.epoch:
-            wire.give_up("the stream has another epoch")
-            raise unreachable(wire.url, "the stream was replaced")
-        self._ledger.look(state)
-
-    async def _look_now_and_then(self, wire: Wire) -> None:
-        while True:
-            await asyncio.sleep(LOOK_S)
-            if self._wire is wire:
-                with suppress(AitherError, StreamRefused):
-                    await self._look()
-                    await self._stream.mend(wire)
-                if not self._notices.leased:
-                    self._ledger.expiries.forget_due(self._clock.time_ns() - _FORGET_NS)

@@ -180,7 +180,7 @@ async def test_limits_that_an_operator_lowers_are_trims_on_every_node(server: Na
 async def test_settings_that_the_log_needs_are_set_again(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flux_svc.logs.jetstream.LOOK_S", 0.05)
+    monkeypatch.setattr("flux_svc.logs.jetstream_connection.LOOK_S", 0.05)
     async with node(server.url) as log:
         edit(server, allow_direct=False)
         batch = events(3)
@@ -240,7 +240,11 @@ async def test_a_nats_without_room_refuses_loses_nothing_and_goes_on_after_a_res
             await asyncio.to_thread(server.kill)
             server.jetstream = "max_file_store: 1GB"
             await asyncio.to_thread(server.start)
-            await until(lambda: log._wire is not None and not log._wire.lost.is_set())
+            await until(
+                lambda: (
+                    log._connection._wire is not None and not log._connection._wire.lost.is_set()
+                )
+            )
             answers = await append(log, sent[-1])
             assert answers == list(range(answers[0], answers[0] + 10)), "a batch in two pieces"
             stored = await read_all(log)
@@ -288,7 +292,9 @@ async def test_a_node_leaves_a_server_that_is_about_to_stop(tmp_path: Path) -> N
             wire = log.wire()
             leaving = next(one for one in servers if one.url == wire.url)
             leaving.signal(signal.SIGUSR2)
-            await until(lambda: log._wire is not None and log._wire.url != wire.url)
+            await until(
+                lambda: log._connection._wire is not None and log._connection._wire.url != wire.url
+            )
 
 
 @pytest.mark.slow

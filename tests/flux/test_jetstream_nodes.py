@@ -62,7 +62,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def connected(log: JetStreamLog) -> bool:
-    return log._wire is not None and not log._wire.lost.is_set()
+    return log._connection._wire is not None and not log._connection._wire.lost.is_set()
 
 
 async def test_nodes_show_the_same_events_at_the_same_places(
