@@ -15,6 +15,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple, Self
@@ -74,6 +75,8 @@ class BeatCell:
         """Raises OSError or ValueError where `fd` is no such memory."""
         self.fd = fd
         self._map = mmap.mmap(fd, _SIZE)
+        self._close = weakref.finalize(self, os.close, fd)  # of a watch that nobody enters, too
+        self._close.atexit = False
         self._sequence = 0
         _cells.add(self)
 
@@ -194,7 +197,7 @@ class BeatCell:
 
     def close(self) -> None:
         self.detach()
-        os.close(self.fd)
+        self._close()
 
     def _write_text(self, at: int, text: bytes) -> None:
         # Odd: being written. It is so already where an exception of a signal's ended a writing.
@@ -288,6 +291,7 @@ class Heart:
         self._phase = Phase.STARTING
         self._ready = False
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
         self.mark = Mark(0, time.monotonic_ns(), None)
         """The last beat."""
@@ -297,7 +301,7 @@ class Heart:
         return self._phase
 
     def start(self) -> None:
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._mark()
         self._timer = loop.call_later(BEAT_INTERVAL_S, self._beat, loop)
 
@@ -306,8 +310,18 @@ class Heart:
         self.cell.turn(phase, ready)
 
     def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        """With a last beat: a loop that stood still to the end did so, too."""
+        if self._timer is None:
+            return
+        self._timer.cancel()
+        self._timer = None
+        with suppress(RuntimeError):  # in no loop, or after a fork
+            if asyncio.get_running_loop() is self._loop:
+                self._tell_gap()
+
+    def is_beat(self, handle: object) -> bool:
+        """Whether this handle, which runs, is the beat itself: the silence is as good as over."""
+        return handle is not None and handle is self._timer
 
     def stalled_ns(self, begin_ns: int, end_ns: int) -> int:
         """For how much of that time the loop stood still, the stall that runs now included. Asked
@@ -321,14 +335,19 @@ class Heart:
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         if os.getpid() != self._pid:
             return  # a fork took the loop along; the cell is its parent's
+        late_ns = self._tell_gap()
+        if self.observe_lag is not None:
+            self.observe_lag(max(0, late_ns) / 1e9)
+        self._timer = loop.call_later(BEAT_INTERVAL_S, self._beat, loop)
+
+    def _tell_gap(self) -> int:
+        """Beats; how late that is."""
         before, after = self.mark, self._mark()
         late_ns = after.at_ns - before.at_ns - BEAT_INTERVAL_NS
         if late_ns >= self._stall_after_ns:
             self.gaps.append(Gap(before, after))
             self._past.append((after.at_ns - late_ns, after.at_ns))
-        if self.observe_lag is not None:
-            self.observe_lag(max(0, late_ns) / 1e9)
-        self._timer = loop.call_later(BEAT_INTERVAL_S, self._beat, loop)
+        return late_ns
 
     def _mark(self) -> Mark:
         now_ns = time.monotonic_ns()

@@ -37,7 +37,8 @@ class EvidenceLine:
 
     @classmethod
     def open(cls, preferred: int | None = None) -> Self | Unavailable:
-        """Takes the first signal that nobody uses: SIGUSR1, SIGUSR2, then real-time ones.
+        """Takes the first signal that nobody uses: real-time ones, then SIGUSR2 and SIGUSR1, for
+        those two a program may yet want, and whoever takes one from us would get our questions.
 
         A handler of the user's stays as it is. Not chained: with a chained handler interrupted
         system calls would not be restarted.
@@ -95,7 +96,7 @@ def ask_thread(pid: int, thread_id: int, number: int) -> bool:
 
 def _candidates() -> tuple[int, ...]:
     real_time = range(signal.SIGRTMIN + 8, signal.SIGRTMIN + 16)
-    return (signal.SIGUSR1, signal.SIGUSR2, *real_time)
+    return (*real_time, signal.SIGUSR2, signal.SIGUSR1)
 
 
 def _is_free(number: int, caught: int) -> bool:

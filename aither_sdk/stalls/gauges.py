@@ -11,6 +11,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -130,7 +131,10 @@ class LoopGauge:
         return self._counters(time.thread_time_ns())
 
     def from_outside(self) -> Counters:
-        loop_cpu_ns = time.clock_gettime_ns(self._clock) if self._clock is not None else 0
+        loop_cpu_ns = 0
+        if self._clock is not None:
+            with suppress(OSError):  # the thread has ended
+                loop_cpu_ns = time.clock_gettime_ns(self._clock)
         return self._counters(loop_cpu_ns)
 
     def state(self) -> ThreadState:

@@ -90,6 +90,7 @@ class Exporter:
     last_failure: str = ""
     _channel: grpc.Channel | None = field(default=None, init=False)
     _messages: Any = field(default=None, init=False)
+    _closed: bool = field(default=False, init=False)
 
     def prepare(self) -> None:
         """Imports and dials ahead of need: during a stall both would take their time."""
@@ -103,6 +104,8 @@ class Exporter:
     def export(self, spans: Sequence[FinishedSpan], timeout_s: float) -> bool:
         """Whether they arrived."""
         try:
+            if self._closed:
+                raise ValueError
             if self._channel is None:
                 self.prepare()
             assert self._channel is not None
@@ -118,14 +121,15 @@ class Exporter:
         except (grpc.RpcError, OSError, ValueError) as error:
             self.failures += len(spans)
             code = error.code().name if isinstance(error, grpc.Call) else type(error).__name__
-            self.last_failure = str(code)
+            self.last_failure = "it was not waited for at the end" if self._closed else str(code)
             return False
         return True
 
     def close(self) -> None:
+        """Gives up what is on its way."""
+        self._closed = True
         if self._channel is not None:
             self._channel.close()
-            self._channel = None
 
     def _request(self, spans: Sequence[FinishedSpan]) -> Any:
         service, _, _ = self._messages

@@ -30,6 +30,7 @@ class ProviderSink:
     def __init__(self, provider: Any) -> None:
         self.failures = 0
         self.last_failure = ""
+        self._closed = False
         self._provider = provider
         self._tracer = provider.get_tracer("aither_sdk.stalls")
 
@@ -37,6 +38,8 @@ class ProviderSink:
         """It is ready."""
 
     def export(self, spans: Sequence[FinishedSpan], timeout_s: float) -> bool:
+        if self._closed:
+            return False
         for span in spans:
             parent = SpanRef(span.span.trace_id, span.parent_span_id)
             started = self._tracer.start_span(
@@ -56,7 +59,8 @@ class ProviderSink:
         return arrived
 
     def close(self) -> None:
-        """The provider is the program's."""
+        """The provider is the program's, and what it is flushing ends by itself."""
+        self._closed = True
 
 
 def _in_context(parent: SpanRef) -> Any:

@@ -30,6 +30,14 @@ class Frame:
         return f'  File "{self.file}", line {self.line}, in {self.function}'
 
 
+def spell(text: str) -> str:
+    """As it can be sent and printed: names of files and tasks may hold bytes that are no text, line
+    ends and what a terminal obeys. Letter by letter, so that what begins alike still does."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 Stack = tuple[Frame, ...]
 """Outermost first, as Python prints it."""
 
@@ -86,8 +94,8 @@ def survey(user: Iterable[str] = (), library: Iterable[str] = ()) -> Territory:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     sdk = Path(__file__).resolve().parents[1]
     return Territory(
-        user=tuple(user),
-        library=tuple(library),
+        user=tuple(map(spell, user)),
+        library=tuple(map(spell, library)),
         machinery=(
             f"{sdk}/",
             f"{sdk.parent / 'generated'}/",

@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -29,7 +30,9 @@ from aither_sdk.stalls.words import say
 
 _QUEUE_STALLS = 64
 """A stall with its stacks is some 20 kB; more wait only while the collector is away."""
-_EXPORT_TIMEOUT_S = 2.0
+_EXPORT_TIMEOUT_S, _EXPORT_AGAIN_TIMEOUT_S = 2.0, 0.5
+"""For a collector that took the last span, and for one that did not: the log lines wait behind."""
+_LAST_LINES_S = 0.5
 _CULPRITS = 50
 _LAGS_AT_ONCE = 40
 """Beats of a second."""
@@ -51,7 +54,8 @@ class Sink(Protocol):
     def export(self, spans: Sequence[FinishedSpan], timeout_s: float) -> bool:
         """Whether they arrived. Blocking; never raises."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Gives up what is on its way; from now on nothing arrives. In any thread."""
 
 
 class Teller:
@@ -75,6 +79,7 @@ class Teller:
         """Told as detected and not ended yet: one, for a loop stalls once at a time."""
         self._refused = 0
         self._sink_told = False
+        self._stopping = False
         self._labels = Labels(_CULPRITS)
         meter = metrics.get_meter("aither_sdk")
         self._stalls = meter.create_counter(
@@ -97,23 +102,33 @@ class Teller:
             self._refused += 1
 
     def stop(self, timeout_s: float = 1.0) -> None:
-        """Tells what is queued, within `timeout_s`."""
-        try:
+        """Tells what is queued: spans within `timeout_s`, then the lines without them. A collector
+        that is away must not take the log along."""
+        self._stopping = True
+        with suppress(queue.Full):
             self._queue.put_nowait(None)
-        except queue.Full:
-            return
         self._thread.join(timeout_s)
+        if self._thread.is_alive() and self._sink is not None:
+            self._sink.close()
+            self._thread.join(_LAST_LINES_S)
 
     def _run(self) -> None:
         if self._sink is not None:
             self._sink.prepare()
-        while (stall := self._queue.get()) is not None:
+        while (stall := self._next()) is not None:
             try:
                 self._ended(stall) if stall.ended else self._detected(stall)
             except Exception:  # whatever fails in telling of one must not silence the next
                 say("error", "stall.not_told", exc_info=True)
         if self._sink is not None:
             self._sink.close()
+
+    def _next(self) -> Stall | None:
+        """Waits for it; None: there will be none any more."""
+        try:
+            return self._queue.get(block=not self._stopping)
+        except queue.Empty:
+            return None
 
     def _detected(self, stall: Stall) -> None:
         if self._quota_of(stall).admits(time.monotonic_ns()):
@@ -162,7 +177,8 @@ class Teller:
     def _export(self, name: str, stall: Stall) -> None:
         if self._sink is None:
             return
-        arrived = self._sink.export([span_of(name, stall, self._error_after_ns)], _EXPORT_TIMEOUT_S)
+        timeout_s = _EXPORT_AGAIN_TIMEOUT_S if self._sink_told else _EXPORT_TIMEOUT_S
+        arrived = self._sink.export([span_of(name, stall, self._error_after_ns)], timeout_s)
         if not arrived and not self._sink_told:
             say("warning", "stall.spans_do_not_arrive", why=self._sink.last_failure)
         self._sink_told = not arrived

@@ -23,7 +23,7 @@ from typing import Any, Self
 from google.protobuf.message import Message
 
 from aither_sdk.beat import BeatCell, Heart, Phase
-from aither_sdk.errors import AitherError, FailedPrecondition
+from aither_sdk.errors import AitherError, FailedPrecondition, InvalidArgument
 from aither_sdk.stalls.calls import CallsInFlight
 from aither_sdk.stalls.evidence import EvidenceLine, Unavailable
 from aither_sdk.stalls.gauges import Collections, LoopGauge
@@ -31,7 +31,7 @@ from aither_sdk.stalls.quota import Quota
 from aither_sdk.stalls.record import SpanRef
 from aither_sdk.stalls.sampling import is_foreign
 from aither_sdk.stalls.sinks import open_sink
-from aither_sdk.stalls.stacks import Frame, survey
+from aither_sdk.stalls.stacks import Frame, spell, survey
 from aither_sdk.stalls.telling import Announce, LagHistogram, Teller, open_lag_histogram
 from aither_sdk.stalls.watchdog import Identity, Watchdog, Witnessed
 from aither_sdk.stalls.words import say
@@ -40,6 +40,7 @@ from aither_sdk.witness.parent import Witness
 _ALWAYS_TOLD_NS = 5_000_000_000
 _BURST = 10
 _MINUTE_NS = 60_000_000_000
+_LAST_PORT = 65_535
 _watched: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 """Loops that have a watch; a module's variable because a loop is the process's, whoever asks for a
 watch. Changed only by `Watch`."""
@@ -73,6 +74,17 @@ class Watch:
         names that its health answers to. `user_code`: folders whose code is yours though it lies
         among the installed packages.
         """
+        for name, value in (
+            ("stall_after_s", stall_after_s),
+            ("error_after_s", error_after_s),
+            ("stalls_per_minute", stalls_per_minute),
+        ):
+            if not value > 0:
+                raise InvalidArgument(f"{name} must be more than 0; it is {value}")
+        if health_port is not None and not 0 <= health_port <= _LAST_PORT:
+            raise InvalidArgument(
+                f"health_port must be 0 (any free one) to {_LAST_PORT}; it is {health_port}"
+            )
         self.service = service or os.environ.get("OTEL_SERVICE_NAME") or _program()
         self.instance_id = instance_id or uuid.uuid4().hex
         self.announce: Announce | None = None
@@ -96,6 +108,8 @@ class Watch:
         self._gauge: LoopGauge | None = None
         self._lags: LagHistogram | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        """In which it was entered; 0: not yet."""
         self._facts: dict[str, bool] = {}
 
     def __enter__(self) -> Self:
@@ -112,8 +126,9 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop_watching()
-        self._stop_rest()
+        if os.getpid() == self._pid:  # else a forked child leaves the block; it is its parent's
+            self._stop_watching()
+            self._stop_rest()
 
     async def __aenter__(self) -> Self:
         self._start()
@@ -131,6 +146,8 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if os.getpid() != self._pid:
+            return
         self._stop_watching()
         # Shielded: who is cancelled in it would leave the witness behind.
         await asyncio.shield(asyncio.to_thread(self._stop_rest))
@@ -146,14 +163,14 @@ class Watch:
         self.heart.turn(Phase.DRAINING, ready=False)
 
     def _start(self) -> None:
-        loop = asyncio.get_running_loop()
-        if loop in _watched:
-            raise FailedPrecondition(
-                "this event loop has a watch already; aither_sdk.run gives every service one",
-                reason="ALREADY_WATCHED",
-            )
-        _watched.add(loop)
-        self._loop = loop
+        try:
+            loop = self._loop = self._claim()
+        except FailedPrecondition:
+            if not self._pid:
+                self._cell.close()
+            raise
+        finally:
+            self._pid = os.getpid()
         if is_foreign(loop):
             say(
                 "warning",
@@ -190,6 +207,29 @@ class Watch:
         self._watchdog.start()
         if self._health is not None:
             self.witness = self._make_witness(*self._health, resource)
+
+    def _claim(self) -> asyncio.AbstractEventLoop:
+        """The loop that is to be watched, by nobody else."""
+        if self._pid:
+            raise FailedPrecondition(
+                "a watch is entered once; make another: with aither_sdk.watch():",
+                reason="WATCH_IS_USED",
+            )
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise FailedPrecondition(
+                "no event loop runs here; enter the watch in a coroutine: "
+                "async def main(): with aither_sdk.watch(): ...",
+                reason="NO_LOOP",
+            ) from None
+        if loop in _watched:
+            raise FailedPrecondition(
+                "this event loop has a watch already; aither_sdk.run gives every service one",
+                reason="ALREADY_WATCHED",
+            )
+        _watched.add(loop)
+        return loop
 
     def _make_witness(
         self, bind: str, port: int, services: Sequence[str], resource: dict[str, str]
@@ -259,4 +299,4 @@ watch = Watch
 
 
 def _program() -> str:
-    return Path(sys.argv[0] or "python").stem if sys.argv else "python"
+    return spell(Path(sys.argv[0] or "python").stem) if sys.argv else "python"

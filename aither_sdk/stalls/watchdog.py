@@ -46,6 +46,8 @@ _CAME_IN = object()
 """In place of a callback: code that runs in the loop's own, as a signal's handler does."""
 _HEARING_S, _HEARING_STEPS = 0.01, 50
 _DEFECT_PAUSE_S = 0.1
+_IDLE_S = 0.05
+"""Between two looks at a loop that nobody runs."""
 _SECOND_NS = 1_000_000_000
 
 
@@ -143,6 +145,8 @@ class Watchdog:
         self._base_read_ns = 0
         self._waking = Waking(heart.cell, self._stop)
         self._witnessed: Witnessed | None = None
+        self._idle: Mark | None = None
+        """The last beat before nobody ran the loop any more: the silence after it is no stall."""
 
     def start(self) -> None:
         self._waking = Waking(self._heart.cell, self._stop)  # owed a CPU from here on
@@ -174,16 +178,20 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.is_set():
             silent_ns = self._heart.mark.at_ns + BEAT_INTERVAL_NS + self._stall_after_ns
-            self._waking.sleep((silent_ns - time.monotonic_ns()) / 1e9)
+            rest_s = (silent_ns - time.monotonic_ns()) / 1e9
+            self._waking.sleep(rest_s if self._heart.mark is not self._idle else _IDLE_S)
             late_ns = self._waking.late_ns
-            while self._heart.gaps:
-                self._tell_missed(self._heart.gaps.popleft(), late_ns)
+            self._tell_all_missed(late_ns)
             mark = self._heart.mark
             silent_ns = mark.at_ns + BEAT_INTERVAL_NS + self._stall_after_ns
             if time.monotonic_ns() >= silent_ns and not self._stop.is_set():
-                self._follow(mark, late_ns)
+                if not self._loop.is_running():
+                    self._idle = mark
+                elif mark is not self._idle:
+                    self._follow(mark, late_ns)
                 self._base_read_ns = 0
             self._read_base(time.monotonic_ns())
+        self._tell_all_missed(self._waking.late_ns)
 
     def _follow(self, mark: Mark, late_ns: int) -> None:
         """One stall, from the moment in which it is one to its end."""
@@ -194,12 +202,12 @@ class Watchdog:
         for _ in range(_FIRST_LOOKS):
             self._look(open_)
             self._wait(open_, _LOOK_APART_S)
-            if self._heart.mark is not mark:
+            if not self._lasts(mark):
                 break
-        if self._heart.mark is mark:
+        if self._lasts(mark):
             self._tell_open(open_)
         next_look_ns = 2 * self._stall_after_ns
-        while self._heart.mark is mark and not self._stop.is_set():
+        while self._lasts(mark):
             rest_ns = open_.begin_ns + next_look_ns - time.monotonic_ns()
             self._wait(open_, min(_WORD_S, max(rest_ns, 0) / 1e9))
             self._note_state(open_)
@@ -211,6 +219,14 @@ class Watchdog:
             reading = self._reading(open_, gap.lag_ns, gap.until.counters)
             self._hear_witness(open_, reading)
             self._ended(self._stall(open_, reading, ended=True))
+        elif not self._stop.is_set():  # the loop was left standing: so it ended
+            self._idle = mark
+            reading = self._reading(open_, time.monotonic_ns() - open_.begin_ns, None)
+            self._ended(self._stall(open_, reading, ended=True))
+
+    def _lasts(self, mark: Mark) -> bool:
+        running = self._loop.is_running() and not self._stop.is_set()
+        return running and self._heart.mark is mark
 
     def _open(self, mark: Mark, begin_unix_ns: int, late_ns: int) -> _Open:
         starved_ns, asked_ns = self._waking.starved_ns, self._waking.asked_ns
@@ -236,8 +252,14 @@ class Watchdog:
             open_.states.append(state)
             open_.runnable += runnable
 
+    def _tell_all_missed(self, late_ns: int) -> None:
+        while self._heart.gaps:
+            self._tell_missed(self._heart.gaps.popleft(), late_ns)
+
     def _tell_missed(self, gap: Gap, late_ns: int) -> None:
         """A silence that was over before this thread could run: something else held the GIL."""
+        if gap.after is self._idle:
+            return
         self.stalls += 1
         late_ns = min(late_ns, gap.lag_ns)
         open_ = self._open(gap.after, _unix_ns(gap.begin_ns), late_ns)
@@ -261,13 +283,13 @@ class Watchdog:
     def _look(self, open_: _Open) -> None:
         now_ns = time.monotonic_ns()
         seen = look(self._loop, self._gauge.ident)
-        if seen is None or len(open_.looks) >= MAX_SAMPLES:
+        if seen is None or len(open_.looks) >= MAX_SAMPLES or self._heart.is_beat(seen.handle):
             return
         weight_ns = now_ns - (open_.looked_ns or open_.begin_ns)
         open_.looked_ns = now_ns
         # In no callback the loop runs its own code, and nobody's line is to blame for that.
         if seen.handle is not None:
-            culprit = find_culprit(seen.stack, self._territory)
+            culprit = find_culprit(seen.within or seen.stack, self._territory)
         elif culprit := find_users(seen.within, self._territory):
             seen = replace(seen, handle=_CAME_IN)
         open_.looks.append((seen, culprit, weight_ns))

@@ -125,8 +125,9 @@ class Witness:
     def _command(self) -> list[str]:
         command = [
             sys.executable,
-            # Its path comes from this process: looking through site-packages again costs memory.
-            *("-S", "-m", "aither_sdk.witness"),
+            # Its path comes from this process: looking through site-packages again costs memory,
+            # and in the working directory may lie files named like Python's own.
+            *("-P", "-S", "-m", "aither_sdk.witness"),
             f"--cell={self._cell.fd}",
             f"--bind={self._bind}",
             f"--port={self._port}",
