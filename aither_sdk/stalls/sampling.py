@@ -73,7 +73,8 @@ def look(loop: asyncio.AbstractEventLoop, ident: int) -> Seen | None:
     stack = _Stack()
     for at in _from_inside(frame):
         code = at.f_code
-        stack.add(at)
+        if handle is None or stack.has_room:  # what lies below a callback is the same in each
+            stack.add(at)
         if code is _RUN and handle is None:
             handle = at.f_locals.get("self")
             held = getattr(handle, "_context", None)
@@ -106,8 +107,12 @@ class _Stack:
         self._outer: deque[FrameType] = deque(maxlen=_OUTER_FRAMES)
         self._beyond = 0
 
+    @property
+    def has_room(self) -> bool:
+        return len(self._inner) < _INNER_FRAMES
+
     def add(self, at: FrameType) -> None:
-        if len(self._inner) < _INNER_FRAMES:
+        if self.has_room:
             self._inner.append(_frame(at))
         else:
             self._outer.append(at)
@@ -185,7 +190,8 @@ def _task(loop: asyncio.AbstractEventLoop, handle: Any) -> tuple[str, str]:
         return spell(task.get_name()), _coroutine(task)
     callback = getattr(handle, "_callback", handle)
     name = getattr(callback, "__qualname__", None) or type(callback).__qualname__
-    return "", spell(f"{getattr(callback, '__module__', '') or ''}.{name}")
+    module = getattr(callback, "__module__", None)
+    return "", spell(f"{module}.{name}" if module else name)
 
 
 def _current_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
