@@ -122,6 +122,18 @@ def find_users(stack: Stack, territory: Territory) -> Frame | None:
     return found if found is not None and territory.rank(found.file) == 0 else None
 
 
+def find_culprit_in_dump(stack: Stack, territory: Territory) -> Frame | None:
+    """Of a whole stack, of which nothing else is known: who runs the loop is not to blame for what
+    runs in it, and nobody but the user's code where it runs no callback."""
+    for at in reversed(range(len(stack))):
+        place = (stack[at].file.rpartition("/asyncio/")[2], stack[at].function)
+        if place == ("events.py", "_run"):
+            return find_culprit(stack[at:], territory)
+        if place == ("base_events.py", "_run_once"):
+            return find_users(stack[at:], territory)
+    return find_culprit(stack, territory)
+
+
 def heaviest(culprits: Sequence[tuple[Frame, int]]) -> Frame | None:
     """Of frames with weights: the one of the function that weighs most; the first wins a tie."""
     weights: dict[tuple[str, str], int] = {}

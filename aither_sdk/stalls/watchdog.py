@@ -28,6 +28,7 @@ from aither_sdk.stalls.stacks import (
     Stack,
     Territory,
     find_culprit,
+    find_culprit_in_dump,
     find_users,
     heaviest,
 )
@@ -372,7 +373,7 @@ class Watchdog:
 
     def _as_witnessed(self, stall: Stall, found: Witnessed) -> Stall:
         blamed = found.other_stacks[0] if found.other_stacks else found.stack
-        culprit = find_culprit(blamed, self._territory)
+        culprit = find_culprit_in_dump(blamed, self._territory)
         known = stall.culprit
         if culprit is not None and known is not None and known.is_qualified_of(culprit):
             culprit = replace(culprit, function=known.function)

@@ -17,7 +17,7 @@ from aither_sdk.stalls.causes import Cause, Reading, judge_cause
 from aither_sdk.stalls.evidence import ask_thread
 from aither_sdk.stalls.gauges import thread_cpu_ns, thread_state, threads_of
 from aither_sdk.stalls.record import Call, SpanRef, Stall, StallId, with_note
-from aither_sdk.stalls.stacks import Stack, Territory, find_culprit, parse_dump
+from aither_sdk.stalls.stacks import Stack, Territory, find_culprit_in_dump, parse_dump
 
 _BOTH_SILENT_NS = 300_000_000
 """Loop and watchdog; the watchdog says a word every 100 ms."""
@@ -144,7 +144,9 @@ class Inquiry:
         stack = () if stopped else await self._stack_of(beat.thread_id)
         others = {key: value for key, value in used.items() if key != beat.thread_id}
         busiest = max(others, key=lambda key: others[key], default=0)
-        in_callback = any(frame.function == "_run" for frame in stack) or not stack
+        # A deep stack is cut off below, so that only the loop's own code says that none runs.
+        functions = {frame.function for frame in stack}
+        in_callback = "_run" in functions or "_run_once" not in functions
         collecting_ns = self._cell.collecting_since_ns
         seen = Reading(
             lag_ns=window_ns,
@@ -198,7 +200,7 @@ class Inquiry:
             ended=False,
             expected_ns=BEAT_INTERVAL_NS,
             witness=True,
-            culprit=find_culprit(blamed, self._territory),
+            culprit=find_culprit_in_dump(blamed, self._territory),
             stack=stack,
             interrupted=SpanRef(*running) if running is not None else None,
             calls=calls,

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from aither_sdk.stalls.stacks import (
     Frame,
+    Territory,
     find_culprit,
+    find_culprit_in_dump,
     heaviest,
     parse_dump,
     spell_stack,
@@ -79,6 +81,20 @@ def test_a_dump_that_is_cut_off_is_read_as_far_as_it_goes(frames: list[Frame], a
     cut = parse_dump(whole[:at])
     assert len(cut) <= len(frames)
     assert cut[1:] == tuple(reversed(frames))[len(frames) - len(cut) + 1 :]
+
+
+def test_who_runs_the_loop_is_blamed_for_nothing_that_runs_in_it() -> None:
+    runs = Frame("<module>", "/srv/app/main.py", 21)
+    once = Frame("_run_once", "/usr/lib/python3.11/asyncio/base_events.py", 1898)
+    run = Frame("_run", "/usr/lib/python3.11/asyncio/events.py", 80)
+    machinery = Frame("select", "/usr/lib/python3.11/selectors.py", 468)
+    handler = Frame("handler", "/srv/app/handlers.py", 3)
+    of = Territory(user=(), library=(), machinery=("/usr/lib/python3.11/",))
+    assert find_culprit_in_dump((runs, once, machinery), of) is None
+    assert find_culprit_in_dump((runs, once, handler, machinery), of) == handler
+    assert find_culprit_in_dump((runs, once, run, machinery), of) == machinery
+    assert find_culprit_in_dump((runs, once, run, handler, machinery), of) == handler
+    assert find_culprit_in_dump((runs, machinery), of) == runs
 
 
 def test_a_stack_is_spelled_as_python_does() -> None:
