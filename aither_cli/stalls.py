@@ -159,7 +159,7 @@ def in_full(told: Told) -> list[str]:
         ("service", stall.service),
         ("cause", _cause(stall)),
         ("culprit", f"{_place(stall)}{f'   {source}' if source else ''}"),
-        ("task", stall.task_name or "a bare callback"),
+        ("task", stall.task_name or _without_task(stall)),
         ("trace", trace_id(stall) or _own_trace(stall)),
         ("figures", "; ".join(figures)),
     ]
@@ -174,6 +174,10 @@ def in_full(told: Told) -> list[str]:
     lines += ["", "What to do:"]
     lines += [f"  {sentence}" for sentence in advice(stall, source)]
     return lines
+
+
+def _without_task(stall: Stall) -> str:
+    return f"none; a bare callback, {stall.coroutine}" if stall.coroutine else "not known"
 
 
 def _stack(title: str, stacktrace: str) -> list[str]:

@@ -80,16 +80,24 @@ class HealthBoard:
             turned[f"{READINESS}/{fact}"] = SERVING if holds else NOT_SERVING
         if turned != self._statuses:
             self._statuses = turned
-            for watcher in self._watchers:
-                watcher.set()
+            self.wake()
 
-    async def watch(self, service: str) -> AsyncIterator[ServingStatus]:
-        """The status now, then each other status; one that lasted too briefly may be left out."""
+    def wake(self) -> None:
+        """Has each watcher look whether there is news, or an end."""
+        for watcher in self._watchers:
+            watcher.set()
+
+    async def watch(
+        self, service: str, over: Callable[[], bool] = lambda: False
+    ) -> AsyncIterator[ServingStatus]:
+        """The status now, then each other status; one that lasted too briefly may be left out. Ends
+        when it is woken and `over`."""
+        self.refresh()  # who is the first to watch must not be told what was known to the last
         changed = asyncio.Event()
         self._watchers.add(changed)
         try:
             told: ServingStatus | None = None
-            while True:
+            while not over():
                 changed.clear()
                 current = self._statuses.get(service, SERVICE_UNKNOWN)
                 if current != told:
@@ -106,6 +114,13 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
 
     def __init__(self, board: HealthBoard) -> None:
         self._board = board
+        self._over = False
+
+    def end_watches(self) -> None:
+        """Before the server stops, which would wait for them and then cancel them, and gRPC prints
+        a traceback for each."""
+        self._over = True
+        self._board.wake()
 
     async def Check(
         self, request: health_pb2.HealthCheckRequest, context: Context
@@ -129,6 +144,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """SERVICE_UNKNOWN, and the stream stays open, for a name that nobody has heard of."""
-        async for status in self._board.watch(request.service):
+        """SERVICE_UNKNOWN, and the stream stays open, for a name that nobody has heard of. It ends
+        when the server stops; who still wants to know asks again."""
+        async for status in self._board.watch(request.service, lambda: self._over):
             yield health_pb2.HealthCheckResponse(status=status)

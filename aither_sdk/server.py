@@ -101,7 +101,8 @@ async def open_server(
     )
     for add in register:
         add(server)
-    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(board), server)
+    health = HealthServicer(board)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
     health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     reflection.enable_server_reflection((*services, health_name, reflection.SERVICE_NAME), server)
     bound = _bind(server, bind, port)
@@ -110,6 +111,7 @@ async def open_server(
         try:
             yield Server(bind, bound)
         finally:
+            health.end_watches()
             await server.stop(drain_s)
 
 

@@ -33,7 +33,8 @@ async def open_health(bind: str, port: int, board: HealthBoard) -> AsyncIterator
     """Serves while the block lasts; gives the address. Raises Unavailable when it cannot."""
     await _until_free(bind, port)
     server = grpc.aio.server(options=OPTIONS)
-    health_pb2_grpc.add_HealthServicer_to_server(_Servicer(board), server)
+    servicer = _Servicer(board)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     server.add_generic_rpc_handlers((_LazyReflection((_HEALTH, _REFLECTION)),))
     fault = bind_fault(bind, port)
     bound = server.add_insecure_port(join_address(bind, port)) if fault is None else 0
@@ -48,6 +49,7 @@ async def open_health(bind: str, port: int, board: HealthBoard) -> AsyncIterator
     try:
         yield join_address(bind, bound)
     finally:
+        servicer.end_watches()
         await server.stop(0.1)
 
 

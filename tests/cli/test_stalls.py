@@ -82,6 +82,14 @@ def test_in_full_has_the_stack_the_trace_and_what_to_do() -> None:
     assert "asyncio.create_subprocess_exec" in text
 
 
+def test_a_stall_without_a_task_names_its_callback_or_says_that_nobody_saw_one() -> None:
+    seen = stall(coroutine="app.tick")
+    seen.task_name = ""
+    assert "task     none; a bare callback, app.tick" in in_full(Told(seen, 1, ended=True))
+    seen.coroutine = ""
+    assert "task     not known" in in_full(Told(seen, 1, ended=True))
+
+
 def test_a_stall_outside_a_trace_has_none() -> None:
     assert trace_id(rt.Stall()) == ""
     assert trace_id(rt.Stall(traceparent="garbage")) == ""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -83,6 +84,27 @@ async def test_watch_of_an_unknown_service_stays_open(
     assert (await anext(aiter(watch))).status == SERVICE_UNKNOWN
     assert not watch.done()
     watch.cancel()
+
+
+async def test_the_first_who_watches_is_told_what_is_true_now() -> None:
+    def refresh(board: HealthBoard) -> None:
+        board.set(live=True, started=True, ready=True)
+
+    watch = HealthBoard(refresh=refresh).watch("readiness")
+    assert await anext(watch) == SERVING
+    await watch.aclose()  # type: ignore[attr-defined]
+
+
+async def test_who_watches_does_not_hold_up_the_end_of_the_server(board: HealthBoard) -> None:
+    async with open_server("127.0.0.1", 0, board=board, drain_s=30) as server:
+        channel = grpc.aio.insecure_channel(server.address)
+        updates = aiter(health_pb2_grpc.HealthStub(channel).Watch(ask("readiness")))
+        assert (await anext(updates)).status == NOT_SERVING
+        begin_s = time.monotonic()
+    assert time.monotonic() - begin_s < 20
+    with pytest.raises(StopAsyncIteration):  # an end, and no error
+        await anext(updates)
+    await channel.close()
 
 
 async def test_a_watcher_that_never_reads_delays_no_change(board: HealthBoard) -> None:
