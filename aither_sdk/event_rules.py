@@ -21,6 +21,7 @@ MAX_CAUSATION_BYTES = 400
 MAX_HEADERS = 32
 MAX_HEADER_BYTES = 4096
 TRACEPARENT_BYTES = 55
+NO_INSTANT = "not a time between the years 1 and 9999"
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 """What google.protobuf.Timestamp may say: the years 1 to 9999."""
 
@@ -67,11 +68,10 @@ def event_violations(event: Event, field: str = "") -> list[FieldViolation]:
         found.append(("causation_id", told))
     if event.headers:
         found.extend(("headers", told) for told in _header_faults(event))
-    told = "not a time between the years 1 and 9999"
     if not is_instant(event.time):
-        found.append(("time", told))
+        found.append(("time", NO_INSTANT))
     if not is_instant(event.expire_time):
-        found.append(("expire_time", told))
+        found.append(("expire_time", NO_INSTANT))
     prefix = f"{field}." if field else ""
     return [FieldViolation(prefix + name, told) for name, told in found]
 

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from aither.flux.v1 import consumer_service_pb2 as pb
 from aither_sdk.errors import FieldViolation, InvalidArgument
+from aither_sdk.event_rules import NO_INSTANT, is_instant
 from flux_svc.frames import event_of
 from flux_svc.groups.base import ConsumerGroups, Parked, ParkedKey
 from flux_svc.groups.settings import MAX_SEQUENCE, changed, check_name, checked
@@ -118,6 +119,8 @@ class ConsumerServicer:
     async def _target(self, request: pb.SeekConsumerRequest) -> int:
         target = request.WhichOneof("target")
         if target == "at_time":
+            if not is_instant(request.at_time):
+                raise InvalidArgument.of([FieldViolation("at_time", NO_INSTANT)])
             # Nothing was recorded before 1970.
             time_ns = max(0, request.at_time.ToNanoseconds())
             return await self._log.sequence_at(time_ns) - 1

@@ -20,6 +20,7 @@ from aither_sdk.event_rules import (
     MAX_BATCH_BYTES,
     MAX_BATCH_EVENTS,
     MAX_EVENT_BYTES,
+    NO_INSTANT,
     event_violations,
     is_instant,
     is_plain,
@@ -170,7 +171,7 @@ def check_subscribe(request: pb.SubscribeRequest) -> None:
     """Raises InvalidArgument for what is wrong whatever the log holds."""
     found = filter_violations(request.filters)
     if request.WhichOneof("start") == "at_time" and not is_instant(request.at_time):
-        found.append(FieldViolation("at_time", "not a time between the years 1 and 9999"))
+        found.append(FieldViolation("at_time", NO_INSTANT))
     low, high = HEARTBEAT_S
     if not low <= heartbeat_s(request) <= high:
         told = f"{heartbeat_s(request):g} s; use {low:g}..{high:g} s"

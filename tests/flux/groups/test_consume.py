@@ -10,6 +10,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from aither.flux.v1 import consumer_service_pb2 as cs
 from aither.flux.v1 import consumer_service_pb2_grpc, flux_service_pb2_grpc
@@ -406,6 +407,14 @@ async def test_every_wrong_setting_is_named(bus: Bus) -> None:
             "lease_duration",
         )
     }
+
+
+@pytest.mark.parametrize("wrong", [{"seconds": 2**62}, {"seconds": 1, "nanos": 2**31 - 1}])
+async def test_a_seek_to_what_is_no_time_is_refused(bus: Bus, wrong: Any) -> None:
+    await bus.create()
+    request = cs.SeekConsumerRequest(name="work", at_time=Timestamp(**wrong))
+    error = await refused(bus.consumers.SeekConsumer(request))
+    assert [one.field for one in error.violations] == ["at_time"]
 
 
 async def test_defaults_are_told(bus: Bus) -> None:
