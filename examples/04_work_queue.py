@@ -14,7 +14,8 @@ from aither_sdk import Publisher, Worker, fields_of, load_settings, new_consumer
 from aither_sdk.consumers import Consumers
 
 ORDERS = 20
-PACKING = new_consumer("packing", ["demo.order"], backoff_s=[0.1])
+GROUP = "example-packing"
+PACKING = new_consumer(GROUP, ["demo.order"], backoff_s=[0.1])
 FLUX = load_settings().flux.address
 
 
@@ -36,20 +37,20 @@ async def pack_orders(name: str) -> None:
 async def main() -> None:
     async with Consumers(FLUX) as consumers, Publisher(FLUX, source="shop") as shop:
         await consumers.create(PACKING)
-        begun = (await consumers.get("packing")).state.acknowledged_events
+        begun = (await consumers.get(GROUP)).state.acknowledged_events
         workers = [
             await asyncio.create_subprocess_exec(sys.executable, __file__, name)
             for name in ("steady", "clumsy")
         ]
         try:
-            while len((await consumers.get("packing")).state.members) < len(workers):  # noqa: ASYNC110
+            while len((await consumers.get(GROUP)).state.members) < len(workers):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
             for n in range(ORDERS):
                 await shop.publish("demo.order", {"n": n})
             packed = 0
             while packed < ORDERS:  # looked up: the group counts what is acknowledged
                 await asyncio.sleep(0.1)
-                packed = (await consumers.get("packing")).state.acknowledged_events - begun
+                packed = (await consumers.get(GROUP)).state.acknowledged_events - begun
             print(f"{packed} of {ORDERS} orders are packed")
         finally:
             for worker in workers:

@@ -130,6 +130,16 @@ def changed(present: Consumer, wanted: Consumer, fields: Sequence[str]) -> Consu
     return checked(result)
 
 
+def differing(one: Consumer, other: Consumer) -> list[str]:
+    """The names of the settings in which two groups differ, in the order of the proto."""
+    return [
+        field.name
+        for field in Consumer.DESCRIPTOR.fields
+        if getattr(one, field.name) != getattr(other, field.name)
+        or (field.has_presence and one.HasField(field.name) != other.HasField(field.name))  # type: ignore[arg-type]
+    ]
+
+
 def name_violations(name: str, field: str = "name") -> list[FieldViolation]:
     if _NAME.fullmatch(name):
         return []

@@ -67,8 +67,9 @@ class ConsumerGroupsSuite:
     ) -> None:
         first = await groups.create(group(max_deliveries=7))
         assert await groups.create(group(max_deliveries=7)) == first
-        with pytest.raises(AlreadyExists):
-            await groups.create(group(max_deliveries=8))
+        with pytest.raises(AlreadyExists) as caught:
+            await groups.create(group(max_deliveries=8, lease_s=2))
+        assert caught.value.metadata["fields"] == "max_deliveries, lease_duration"
 
     async def test_creating_at_the_same_time_makes_one_group(self, groups: ConsumerGroups) -> None:
         made = await asyncio.gather(*(groups.create(group()) for _ in range(8)))

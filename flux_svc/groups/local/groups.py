@@ -16,7 +16,7 @@ from flux_svc.groups.local.group import LocalGroup, not_found
 from flux_svc.groups.local.member import LocalMember
 from flux_svc.groups.local.steady import READ_EVERY_S
 from flux_svc.groups.local.store import Change, GroupStore, Header, RowKey, Stored
-from flux_svc.groups.settings import changed
+from flux_svc.groups.settings import changed, differing
 from flux_svc.logs.base import EventLog, Record
 
 MAX_GROUPS = 1000
@@ -73,10 +73,12 @@ class LocalGroups:
             if present is not None:
                 if present.settings == consumer:
                     return present.settings
+                fields = ", ".join(differing(present.settings, consumer))
                 raise AlreadyExists(
-                    f'group "{consumer.name}" exists with other settings; change them with '
-                    "UpdateConsumer, or choose another name",
+                    f'group "{consumer.name}" exists with other settings ({fields}); change them '
+                    "with UpdateConsumer, or choose another name",
                     reason="CONSUMER_EXISTS",
+                    metadata={"fields": fields},
                 )
             if len(self._groups) >= MAX_GROUPS:
                 raise ResourceExhausted(
