@@ -14,6 +14,7 @@ from aither_sdk.errors import AlreadyExists, OutOfRange, ResourceExhausted
 from flux_svc.groups.base import Ability, Parked, ParkedKey
 from flux_svc.groups.local.group import LocalGroup, not_found
 from flux_svc.groups.local.member import LocalMember
+from flux_svc.groups.local.naming import Naming
 from flux_svc.groups.local.steady import READ_EVERY_S
 from flux_svc.groups.local.store import Change, GroupStore, Header, RowKey, Stored
 from flux_svc.groups.settings import changed, differing
@@ -36,8 +37,11 @@ class LocalGroups:
         self._clock = clock
         self._groups: dict[str, LocalGroup] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._naming = asyncio.Lock()
-        """Held while a name is given or taken away, which waits for the disk in between."""
+        self._naming = Naming()
+        """Held while a name is given or taken away, which waits for the disk in between, and for
+        what the group has under way."""
+        self._making = 0
+        """Groups that are being stored and are not among the others yet."""
         self._closing: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -68,7 +72,7 @@ class LocalGroups:
         return await asyncio.shield(self._create(consumer))
 
     async def _create(self, consumer: Consumer) -> Consumer:
-        async with self._naming:
+        async with self._naming.held(consumer.name):
             present = self._groups.get(consumer.name)
             if present is not None:
                 if present.settings == consumer:
@@ -80,7 +84,7 @@ class LocalGroups:
                     reason="CONSUMER_EXISTS",
                     metadata={"fields": fields},
                 )
-            if len(self._groups) >= MAX_GROUPS:
+            if len(self._groups) + self._making >= MAX_GROUPS:
                 raise ResourceExhausted(
                     f"there are {MAX_GROUPS} groups already; delete some",
                     reason="TOO_MANY_CONSUMERS",
@@ -91,7 +95,11 @@ class LocalGroups:
                 start = self._within(consumer.start_after_sequence, "start_after_sequence")
             settings = consumer.SerializeToString(deterministic=True)
             header = Header(settings, self._log.epoch, start)
-            await self._store.write(Change(consumer.name, header=header, durable=True))
+            self._making += 1
+            try:
+                await self._store.write(Change(consumer.name, header=header, durable=True))
+            finally:
+                self._making -= 1
             return self._start(self._made(consumer.name, Stored(header, (), {}))).settings
 
     async def update(self, consumer: Consumer, fields: Sequence[str]) -> Consumer:
@@ -162,7 +170,7 @@ class LocalGroups:
         await self._store.close()
 
     async def _delete(self, name: str) -> None:
-        async with self._naming:
+        async with self._naming.held(name):
             await self._group(name).delete()
             del self._groups[name]
             await self._tasks.pop(name)

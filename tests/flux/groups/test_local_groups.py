@@ -16,6 +16,7 @@ from aither.flux.v1.flux_service_pb2 import NACK_ACTION_PARK
 from aither_sdk.errors import AlreadyExists, DataLoss, FailedPrecondition, ResourceExhausted
 from flux_svc.groups.base import BEFORE_ALL, Parked, ParkedKey
 from flux_svc.groups.local import group as group_module
+from flux_svc.groups.local import groups as groups_module
 from flux_svc.groups.local.groups import LocalGroups
 from flux_svc.groups.local.sqlite_store import FILE_NAME, SqliteStore
 from flux_svc.groups.local.steady import SteadyClock
@@ -196,17 +197,19 @@ async def test_a_group_of_another_log_parks_nothing_of_this_one() -> None:
 
 
 class HeldStore(MemoryStore):
-    """A disk that takes its time while `go` is not set."""
+    """A disk that takes its time while `go` is not set, for one group or for all."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
         super().__init__()
+        self.name = name
         self.go = asyncio.Event()
         self.go.set()
         self.asked = asyncio.Event()
 
     async def write(self, change: Change) -> None:
-        self.asked.set()
-        await self.go.wait()
+        if self.name in ("", change.name):
+            self.asked.set()
+            await self.go.wait()
         await super().write(change)
 
     async def held(self) -> None:
@@ -229,6 +232,40 @@ async def test_a_name_is_not_given_twice_when_the_first_to_ask_goes_away() -> No
         with pytest.raises(AlreadyExists):
             await second
         assert (await groups.get("work"))[0].max_deliveries == 2
+
+
+async def test_a_group_that_waits_for_the_disk_keeps_nobody_from_making_another() -> None:
+    log, store = MemoryLog(), HeldStore("slow")
+    async with over(log, store) as groups:
+        await groups.create(group("slow"))
+        store.go.clear()
+        store.asked.clear()
+        going = asyncio.create_task(groups.delete("slow"))
+        await store.held()
+        again = asyncio.create_task(groups.create(group("slow", max_deliveries=2)))
+        async with asyncio.timeout(10):
+            await groups.create(group("quick"))
+            await groups.delete("quick")
+        assert not going.done()
+        store.go.set()
+        await going
+        assert (await again).max_deliveries == 2, "behind its removal, and not what was removed"
+
+
+async def test_groups_that_are_being_made_count_against_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(groups_module, "MAX_GROUPS", 3)
+    log, store = MemoryLog(), HeldStore()
+    async with over(log, store) as groups:
+        store.go.clear()
+        asked = [asyncio.create_task(groups.create(group(name))) for name in "abcde"]
+        await store.held()
+        store.go.set()
+        made = await asyncio.gather(*asked, return_exceptions=True)
+        assert [isinstance(one, ResourceExhausted) for one in made] == [False] * 3 + [True] * 2
+        await groups.delete("a")
+        await groups.create(group("e"))
 
 
 async def test_two_updates_at_once_keep_what_each_of_them_changed() -> None:
