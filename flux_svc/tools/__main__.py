@@ -69,6 +69,8 @@ def _verify(asked: argparse.Namespace) -> int:
 def _repair(asked: argparse.Namespace) -> int:
     done = repair(asked.data_dir, keep_damaged=not asked.no_backup, progress=_Progress("repair"))
     _say(f"{done.events} events, {_size(done.bytes)} are in the log")
+    if done.mended:
+        _say(f"whole, with columns written anew: {_ranges(done.mended)}")
     if done.lost:
         _say(f"taken out: {_ranges(done.lost)}")
     if done.side_file:

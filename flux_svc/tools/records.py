@@ -39,6 +39,8 @@ class Bad:
     why: str
     row: Found | None = None
     """None: it cannot be read at all, and it is not known how many there were."""
+    mended: Good | None = None
+    """The record as it was, where its event is whole and only what stands beside it is not."""
 
 
 def records(connection: sqlite3.Connection, first: int, last: int) -> Iterator[Good | Bad]:
@@ -81,7 +83,7 @@ def _piece(connection: sqlite3.Connection, first: int, last: int) -> Iterator[Go
 
 def judged(row: Found) -> Good | Bad:
     """Whether a record is what was stored."""
-    sequence, recorded_ns, crc, subject, source, event_id, frame = row
+    sequence, _, crc, *_, frame = row
     if not isinstance(frame, bytes) or not is_intact(frame, sequence, crc):
         return Bad(sequence, sequence, "its checksum is wrong", row)
     try:
@@ -89,9 +91,11 @@ def judged(row: Found) -> Good | Bad:
     except (DecodeError, IndexError):
         return Bad(sequence, sequence, "it is not an event", row)
     recorded = event.recorded_time
-    said = event.sequence, event.subject, event.source, event.id
-    stands = recorded.seconds * 1_000_000_000 + recorded.nanos
-    if said != (sequence, subject, source, event_id) or stands != recorded_ns:
-        return Bad(sequence, sequence, "its columns differ from the event", row)
-    stored: Row = sequence, recorded_ns, crc, subject, source, event_id, frame
-    return Good(stored, expire_ns_of(event))
+    said_ns = recorded.seconds * 1_000_000_000 + recorded.nanos
+    stored: Row = sequence, said_ns, crc, event.subject, event.source, event.id, frame
+    good = Good(stored, expire_ns_of(event))
+    if event.sequence != sequence:
+        return Bad(sequence, sequence, "it says another sequence", row)
+    if stored != row:
+        return Bad(sequence, sequence, "its columns differ from the event", row, mended=good)
+    return good

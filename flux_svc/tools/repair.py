@@ -47,8 +47,10 @@ class Repaired:
     bytes: int = 0
     lost: list[tuple[int, int]] = field(default_factory=list)
     """First and last sequence of what was taken out."""
+    mended: list[tuple[int, int]] = field(default_factory=list)
+    """The same of events that were whole, and have their columns anew."""
     side_file: Path | None = None
-    """What could be read of it."""
+    """What could be read of what was taken out."""
     damaged_file: Path | None = None
     """The file as it was."""
     epoch_changed: bool = False
@@ -61,8 +63,9 @@ def repair(
     keep_damaged: bool = True,
     progress: Progress = lambda _done, _all: None,
 ) -> Repaired:
-    """Writes every good record into a new file with totals, subjects and times made anew, and puts
-    it into the place of the old one, which stays beside it as `flux.db.damaged-<time>`.
+    """Writes every whole event into a new file with all that stands beside it made anew (columns,
+    totals, subjects, times), and puts it into the place of the old one, which stays beside it as
+    `flux.db.damaged-<time>`.
 
     Readers hear of what was taken out as a gap (UNREADABLE). Flux must be stopped. Safe to break
     off: until the last rename the old file is there, and after that the new one is; in between Flux
@@ -166,11 +169,15 @@ def _save(
     first = _or(lambda: _oldest(old), known.floor if known else 1)
     fresh.execute("BEGIN IMMEDIATE")
     for record in records(old, first, last):
-        if isinstance(record, Good):
-            builder.add(record)
+        good = record if isinstance(record, Good) else record.mended
+        if good is not None:
+            builder.add(good)
             if builder.events % _BATCH == 0:
-                progress(record.row[0] - first, last - first + 1)
-        else:
+                progress(good.row[0] - first, last - first + 1)
+        if isinstance(record, Bad):
+            if good is not None:
+                done.mended.append((record.from_sequence, record.to_sequence))
+                continue
             builder.lose(record)
             side.write(record)
     side.close()

@@ -208,6 +208,29 @@ async def test_a_repair_of_frames_that_are_not_bytes_any_more(tmp_path: Path) ->
     assert verify(tmp_path).told == []
 
 
+async def test_a_repair_loses_no_event_whose_columns_alone_are_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = await _written(tmp_path)
+    before = await read_all(log)
+    await log.close()
+    _run(tmp_path, "UPDATE events SET subject = 'a.99', recorded_ns = 1 WHERE sequence = 77")
+    _run(tmp_path, "UPDATE events SET source = x'80', id = 7 WHERE sequence = 3000")
+    assert verify(tmp_path).damaged == [(77, 77), (3000, 3000)]
+    assert main(["repair", "--data-dir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "whole, with columns written anew: 77, 3000\n" in said
+    assert "taken out" not in said
+    assert not list(tmp_path.glob("*.jsonl"))
+    assert verify(tmp_path).told == []
+    log = await SqliteLog.open(tmp_path)
+    assert await read_all(log) == before
+    (again,) = await log.append([event("a.4", id="x3000")])
+    assert (again.sequence, again.duplicate) == (3000, True)
+    assert len((await log.newest(bool)).sequences) == 7
+    await log.close()
+
+
 async def test_a_repair_without_room_says_so_and_leaves_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
