@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ _ROWS = (
     "SELECT sequence, recorded_ns, crc, subject, source, id, frame FROM events "
     "WHERE sequence BETWEEN ? AND ? ORDER BY sequence"
 )
+_HIDDEN = "nothing is found there, and the structure of the file is damaged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,54 @@ def records(connection: sqlite3.Connection, first: int, last: int) -> Iterator[G
         following = _following(connection, first)
         if following is not None:
             first = max(first, following)
+
+
+def with_hidden(
+    connection: sqlite3.Connection,
+    found: Iterable[Good | Bad],
+    first: int,
+    last: int,
+    removed: Container[int],
+) -> Iterator[Good | Bad]:
+    """`found`, and what a damaged tree may have hidden from it: whatever is missing between `first`
+    and `last` is looked up by itself. What is not there either and is not known as `removed` is a
+    range that must not be taken for one that retention has emptied. Each sequence comes once."""
+    expected = first
+    for record in found:
+        begin, end = (
+            (record.from_sequence, record.to_sequence)
+            if isinstance(record, Bad)
+            else (record.row[0], record.row[0])
+        )
+        if begin >= expected:
+            yield from _looked_up(connection, expected, begin - 1, removed)
+            yield record
+            expected = end + 1
+    yield from _looked_up(connection, expected, last, removed)
+
+
+def _looked_up(
+    connection: sqlite3.Connection, first: int, last: int, removed: Container[int]
+) -> Iterator[Good | Bad]:
+    hidden = 0  # the first of those right before that are not there
+    for sequence in range(first, last + 1):
+        good = next(
+            (one for one in _piece(connection, sequence, sequence) if _is(one, sequence)), None
+        )
+        if good is None and sequence not in removed:
+            hidden = hidden or sequence
+            continue
+        if hidden:
+            yield Bad(hidden, sequence - 1, _HIDDEN)
+            hidden = 0
+        if good is not None:
+            yield good
+    if hidden:
+        yield Bad(hidden, last, _HIDDEN)
+
+
+def _is(record: Good | Bad, sequence: int) -> bool:
+    return isinstance(record, Good) and record.row[0] == sequence
 
 
 def _following(connection: sqlite3.Connection, first: int) -> int | None:

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ from flux_svc.logs.sqlite_schema import create
 from flux_svc.logs.sqlite_stream import StreamRow, load_stream, store_stream
 from flux_svc.logs.sqlite_wal import commits_behind_the_end
 from flux_svc.logs.sqlite_writer import TIMES_EVERY_EVENTS
-from flux_svc.tools.records import Bad, Good, records
+from flux_svc.tools.records import Bad, Good, records, with_hidden
 from flux_svc.tools.verify import Progress
 
 _NEW_NAME = "flux.db.new"
@@ -167,8 +167,12 @@ def _save(
     side = _SideFile(side_file)
     builder = _Builder(fresh)
     first = _or(lambda: _oldest(old), known.floor if known else 1)
+    found: Iterable[Good | Bad] = records(old, first, last)
+    if not _or(lambda: _is_sound(old), False):
+        first = min(first, known.floor) if known else first
+        found = with_hidden(old, found, first, last, _or(lambda: _removed(old), frozenset()))
     fresh.execute("BEGIN IMMEDIATE")
-    for record in records(old, first, last):
+    for record in found:
         good = record if isinstance(record, Good) else record.mended
         if good is not None:
             builder.add(good)
@@ -318,6 +322,18 @@ def _newest(connection: sqlite3.Connection) -> int:
 
 def _oldest(connection: sqlite3.Connection) -> int:
     return connection.execute("SELECT min(sequence) FROM events").fetchone()[0] or 1
+
+
+def _is_sound(connection: sqlite3.Connection) -> bool:
+    return bool(connection.execute("PRAGMA quick_check(events)").fetchall() == [("ok",)])
+
+
+def _removed(connection: sqlite3.Connection) -> frozenset[int]:
+    """Known to have left the log in order."""
+    sequences = {int(one) for (one,) in connection.execute("SELECT sequence FROM trimmed_ids")}
+    for low, high in connection.execute("SELECT from_sequence, to_sequence FROM holes"):
+        sequences.update(range(low, high + 1))
+    return frozenset(sequences)
 
 
 def _or(read: Callable[[], T], otherwise: T) -> T:

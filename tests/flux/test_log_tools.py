@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aither.flux.v1.flux_service_pb2 import GAP_REASON_UNREADABLE
+from aither.flux.v1.flux_service_pb2 import GAP_REASON_COMPACTED, GAP_REASON_UNREADABLE
 from aither_sdk.errors import AitherError, DataLoss, FailedPrecondition
 from flux_svc.groups.base import Parked, ParkedKey
 from flux_svc.groups.local.sqlite_store import SqliteStore
@@ -167,6 +167,30 @@ async def test_a_page_that_is_damaged_costs_only_what_was_on_it(tmp_path: Path) 
     assert all(any(low <= one <= high for low, high in done.lost) for one in missing)
     (hole,) = [one for one in await holes_of(log) if one.reason == GAP_REASON_UNREADABLE]
     assert hole.events == 0, "how many were on it is not known"
+    await log.close()
+
+
+async def test_events_that_a_damaged_tree_hides_are_saved_or_told_and_not_taken_for_removed(
+    tmp_path: Path,
+) -> None:
+    log = await _written(tmp_path)
+    before = set(sequences(await read_all(log)))
+    await log.close()
+    path = tmp_path / FILE_NAME
+    content = bytearray(path.read_bytes())
+    event_1990 = content.index(b"x1990")
+    number = content.index(b"\x8f\x46", event_1990 - 60, event_1990)  # 1990 as SQLite writes it
+    content[number + 1] ^= 0x20  # 2022: it ends a search that looks as far as 2000
+    path.write_bytes(content)
+    done = repair(tmp_path)
+    log = await SqliteLog.open(tmp_path)
+    missing = before - set(sequences(await read_all(log)))
+    assert 1990 in missing
+    assert len(missing) < 10
+    assert {n for low, high in done.lost for n in range(low, high + 1)} == missing
+    holes = {(hole.from_sequence, hole.reason) for hole in await holes_of(log)}
+    told = {(low, GAP_REASON_UNREADABLE) for low, _high in done.lost}
+    assert holes == told | {(10, GAP_REASON_COMPACTED), (500, GAP_REASON_COMPACTED)}
     await log.close()
 
 
