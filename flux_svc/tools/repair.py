@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TextIO, TypeVar
 
 from aither.flux.v1.flux_service_pb2 import GAP_REASON_UNREADABLE
-from aither_sdk.errors import AitherError, FailedPrecondition
+from aither_sdk.errors import AitherError, DataLoss, FailedPrecondition
 from flux_svc.frames import checksum
 from flux_svc.logs.faults import sqlite_fault
 from flux_svc.logs.sqlite_file import (
@@ -96,6 +96,12 @@ def _repair(folder: Path, keep_damaged: bool, progress: Progress) -> Repaired:
     try:
         with closing(connect(source, read_only=True)) as old, closing(connect(new)) as fresh:
             _save(old, source, fresh, side_file, done, behind, progress)
+    except DataLoss as error:
+        _remove(new)
+        told = f"{source} cannot be read at all, so nothing was changed; restore a backup"
+        raise DataLoss(
+            f"{told} ({error.message.partition(';')[0]})", reason=error.reason
+        ) from error
     except sqlite3.Error as error:
         # Of the file that is written: what cannot be read of the old one is taken out.
         _remove(new)

@@ -273,6 +273,21 @@ async def test_a_repair_without_room_says_so_and_leaves_the_log(
     assert verify(tmp_path).told == []
 
 
+async def test_what_no_repair_can_read_is_not_sent_to_a_repair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await (await _written(tmp_path)).close()
+    path = tmp_path / FILE_NAME
+    damaged = path.read_bytes().replace(b"CREATE TABLE stream (", b"CREATE TABLE stream <", 1)
+    path.write_bytes(damaged)
+    assert main(["repair", "--data-dir", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "restore a backup" in said
+    assert "aither flux repair" not in said
+    assert path.read_bytes() == damaged
+    assert not list(tmp_path.glob("*.new*"))
+
+
 async def test_what_cannot_be_opened_beside_its_write_ahead_log_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
