@@ -89,8 +89,8 @@ class Connection:
         if self._over is not None:
             raise self._over
         if self._wire is None or self._wire.lost.is_set():
-            why = f"dialling again ({self._dialler.why})" if self._dialler.why else "dialling again"
-            raise unreachable(", ".join(self._dialler.urls), f"no connection, {why}")
+            why = self._dialler.why or "the connection is lost, dialling again"
+            raise unreachable(", ".join(self._dialler.urls), why)
         return self._wire
 
     async def look(self) -> None:

@@ -55,6 +55,7 @@ def unreachable(url: str, why: str) -> Unavailable:
         f"NATS at {url} cannot be reached: {why}; repeat with the same ids, what was sent may be "
         "found stored",
         reason="LOG_UNREACHABLE",
+        metadata={"why": why},
         retry_after_s=0.25,
     )
 

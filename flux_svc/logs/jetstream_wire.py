@@ -292,9 +292,10 @@ class Dialler:
         try:
             wire = await Wire.dial(url, name="aither-flux", credentials=self._credentials)
         except Unavailable as error:
-            if error.message != self.why:  # once for each cause: a refused password, a dead server
+            why = error.metadata.get("why", error.message)
+            if why != self.why:  # once for each cause: a refused password, a dead server
                 logger.warning("nats.not_there", reason=error.message)
-            self.why = error.message
+            self.why = why
             raise
         self.why = ""
         return wire

@@ -101,19 +101,19 @@ class Retention:
                 if await self._log.tends():
                     await self.sweep()
             except AitherError as error:
-                self._failed(error.reason, error)
+                self._failed(error.reason, why=error.message)
             except Exception as error:
                 # A defect here must not end the sweeps for good, or the disk fills.
-                self._failed("DEFECT", error)
+                self._failed("DEFECT", exc_info=error)
             else:
                 self._failing = False
             await asyncio.sleep(self._settings.sweep_interval_s)
 
-    def _failed(self, reason: str, error: Exception) -> None:
+    def _failed(self, reason: str, **told: object) -> None:
         self.statistics.failed_sweeps += 1
         if not self._failing:
             self._failing = True
-            logger.error("retention_failed", reason=reason, exc_info=error)
+            logger.error("retention_failed", reason=reason, **told)
 
     async def _now_ns(self) -> int:
         if self._timekeeper is None:

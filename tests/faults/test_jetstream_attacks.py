@@ -275,6 +275,7 @@ async def test_a_password_that_is_refused_is_told(tmp_path: Path) -> None:
                     if "uthorization" in refused.value.message:
                         break
                     await asyncio.sleep(0.02)
+            assert refused.value.message.count("cannot be reached") == 1, "told once"
         url = f"nats://flux:right@127.0.0.1:{server.port}"
         async with node(url) as log:
             assert (await log.append([event()]))[0].sequence == 4

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -428,12 +429,16 @@ async def test_a_sweep_that_fails_is_followed_by_others(monkeypatch: pytest.Monk
         await trim(before)
 
     monkeypatch.setattr(log, "trim", fail_once)
-    async with retention.running():
-        for _ in range(500):
-            if log.info().events == 10:
-                break
-            await asyncio.sleep(0.01)
+    with structlog.testing.capture_logs() as told:
+        async with retention.running():
+            for _ in range(500):
+                if log.info().events == 10:
+                    break
+                await asyncio.sleep(0.01)
     assert (tries, retention.statistics.failed_sweeps) == (2, 1)
+    failed = [line for line in told if line["event"] == "retention_failed"]
+    assert [(line["reason"], line["why"]) for line in failed] == [("LOG_IO_ERROR", "the disk")]
+    assert "exc_info" not in failed[0], "a failure of the disk is no defect of ours"
 
 
 @pytest.mark.slow
