@@ -16,6 +16,8 @@ from aither_sdk.errors import (
 
 _PRIMARY = 0xFF
 """SQLite's extended result codes keep the family in the low byte."""
+_NO_TEXT = "Could not decode to UTF-8"
+"""Python's words for a column that SQLite hands out as it is; they come without a code."""
 
 
 def log_closed() -> Unavailable:
@@ -87,6 +89,8 @@ def sqlite_fault(error: sqlite3.Error, path: Path) -> AitherError:
         )
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return damaged_file(path, str(error))
+    if str(error).startswith(_NO_TEXT):
+        return damaged_file(path, "a text in it is no text any more")
     return Unavailable(
         f"{path}: {error}; repeat with the same ids",
         reason="LOG_BUSY" if code == sqlite3.SQLITE_BUSY else "LOG_IO_ERROR",

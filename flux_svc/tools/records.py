@@ -46,7 +46,9 @@ class Bad:
 
 def records(connection: sqlite3.Connection, first: int, last: int) -> Iterator[Good | Bad]:
     """All that stands from `first` to `last`, in order. Blocking; a snapshot for each step unless
-    the connection is within a transaction."""
+    the connection is within a transaction. Texts of the connection are read as they stand from then
+    on."""
+    connection.text_factory = _as_it_stands
     while first <= last:
         end = min(first + _STEP - 1, last)
         yield from _piece(connection, first, end)
@@ -128,6 +130,11 @@ def _piece(connection: sqlite3.Connection, first: int, last: int) -> Iterator[Go
         return
     for row in rows:
         yield judged(row)
+
+
+def _as_it_stands(text: bytes) -> str:
+    """A column that is no text any more must not hide its event."""
+    return text.decode(errors="backslashreplace")
 
 
 def judged(row: Found) -> Good | Bad:

@@ -240,10 +240,13 @@ async def test_a_repair_loses_no_event_whose_columns_alone_are_damaged(
     await log.close()
     _run(tmp_path, "UPDATE events SET subject = 'a.99', recorded_ns = 1 WHERE sequence = 77")
     _run(tmp_path, "UPDATE events SET source = x'80', id = 7 WHERE sequence = 3000")
-    assert verify(tmp_path).damaged == [(77, 77), (3000, 3000)]
+    _run(tmp_path, "UPDATE events SET source = CAST(x'80' AS TEXT) WHERE sequence = 2999")
+    with pytest.raises(DataLoss, match="aither flux repair"):
+        await SqliteLog.open(tmp_path)
+    assert verify(tmp_path).damaged == [(77, 77), (2999, 2999), (3000, 3000)]
     assert main(["repair", "--data-dir", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "whole, with columns written anew: 77, 3000\n" in said
+    assert "whole, with columns written anew: 77, 2999, 3000\n" in said
     assert "taken out" not in said
     assert not list(tmp_path.glob("*.jsonl"))
     assert verify(tmp_path).told == []
