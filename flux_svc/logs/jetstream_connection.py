@@ -90,7 +90,7 @@ class Connection:
             raise self._over
         if self._wire is None or self._wire.lost.is_set():
             why = self._dialler.why or "the connection is lost, dialling again"
-            raise unreachable(", ".join(self._dialler.urls), why)
+            raise unreachable(self._dialler.shown, why)
         return self._wire
 
     async def look(self) -> None:

@@ -63,6 +63,7 @@ class Wire:
 
     def __init__(self, client: Client, url: str) -> None:
         self.url = url
+        """As it may be told to everybody."""
         self.lost = asyncio.Event()
         """Set once, when the connection is gone or was given up."""
         self._client = client
@@ -87,7 +88,7 @@ class Wire:
         errors: list[Exception] = []
 
         async def told(error: Exception) -> None:
-            logger.debug("nats.error", url=url, error=str(error))
+            logger.debug("nats.error", url=without_secrets(url), error=str(error))
             errors[:] = [error]
 
         client = _Client()
@@ -109,7 +110,7 @@ class Wire:
                 lame_duck_mode_cb=leaving,
                 user_credentials=None if credentials is None else str(credentials),
             )
-            made = cls(client, url)
+            made = cls(client, without_secrets(url))
             wire.append(made)
             await client.subscribe(
                 f"{made._inbox}.*", cb=made._route, pending_bytes_limit=_INBOX_BYTES
@@ -117,7 +118,7 @@ class Wire:
         except (OSError, TimeoutError, nats.errors.Error) as error:
             await _close(client)
             why = errors[0] if errors else error
-            raise unreachable(url, str(why) or type(why).__name__) from error
+            raise unreachable(without_secrets(url), str(why) or type(why).__name__) from error
         except BaseException:
             await _close(client)
             raise
@@ -285,6 +286,11 @@ class Dialler:
         self.why = ""
         """What the last attempt failed with."""
 
+    @property
+    def shown(self) -> str:
+        """The servers as they may be told to everybody."""
+        return ", ".join(map(without_secrets, self.urls))
+
     async def dial(self) -> Wire:
         """The next server. Raises Unavailable LOG_UNREACHABLE."""
         url = self.urls[self._next % len(self.urls)]
@@ -316,3 +322,9 @@ async def _close(client: Client) -> None:
             await client.close()
     except Exception as error:  # it is gone either way
         logger.debug("nats.close_failed", error=str(error))
+
+
+def without_secrets(url: str) -> str:
+    """Without the name and the password that may stand in it: what fails is told to publishers."""
+    scheme, sep, rest = url.partition("://") if "://" in url else ("", "", url)
+    return scheme + sep + rest.rpartition("@")[2]

@@ -12,12 +12,14 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+import structlog
 
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.errors import AitherError, Unavailable
 from flux_svc.logs.base import EventLog
 from flux_svc.logs.jetstream import JetStreamLog
 from flux_svc.logs.jetstream_stream import StreamPlan
+from flux_svc.logs.jetstream_wire import without_secrets
 from tests.conformance.log_house import event, events, last, read_all, sequences
 from tests.cut_off import Proxy
 from tests.nats_server import NatsServer, nats_cluster, nats_server
@@ -259,6 +261,13 @@ async def test_a_nats_without_room_refuses_loses_nothing_and_goes_on_after_a_res
 # NATS itself
 
 
+@pytest.mark.parametrize("secret", ["", "flux:right@", "flux:r://g@ht@", "token@"])
+@pytest.mark.parametrize("scheme", ["", "nats://", "tls://"])
+def test_an_address_is_told_without_its_secrets(scheme: str, secret: str) -> None:
+    if scheme or "://" not in secret:
+        assert without_secrets(f"{scheme}{secret}a.b:4222") == f"{scheme}a.b:4222"
+
+
 async def test_a_password_that_is_refused_is_told(tmp_path: Path) -> None:
     server = NatsServer(tmp_path / "nats")
     try:
@@ -279,6 +288,17 @@ async def test_a_password_that_is_refused_is_told(tmp_path: Path) -> None:
         url = f"nats://flux:right@127.0.0.1:{server.port}"
         async with node(url) as log:
             assert (await log.append([event()]))[0].sequence == 4
+            with structlog.testing.capture_logs() as logged:
+                await asyncio.to_thread(server.kill)
+                for _ in range(2):  # while the connection breaks, and when it is dialled again
+                    with pytest.raises(Unavailable) as lost:
+                        await log.append([event()])
+                    assert f"nats://127.0.0.1:{server.port}" in lost.value.message
+                    assert "flux:right" not in str((lost.value.message, lost.value.metadata))
+                async with asyncio.timeout(PATIENCE_S):
+                    while not any(line["event"] == "nats.not_there" for line in logged):
+                        await asyncio.sleep(0.02)
+            assert "flux:right" not in str(logged)
     finally:
         server.close()
 
