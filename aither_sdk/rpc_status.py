@@ -33,6 +33,9 @@ _FAMILIES: dict[grpc.StatusCode, type[AitherError]] = {
 _BAD_REQUEST_BYTES = 3072
 """Of violations told one by one. They travel in trailing metadata, of which a client of gRPC takes
 8 KiB, and a call with more ends as RESOURCE_EXHAUSTED instead of what it is."""
+_MESSAGE_BYTES = 1536
+_TEXT_BYTES = 256
+"""Of one violation or one value of the metadata; what a client sent may be in it, of any length."""
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -45,7 +48,8 @@ def to_status(error: AitherError) -> status_pb2.Status:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    return status_pb2.Status(code=error.code.value[0], message=error.message, details=details)
+    message = _clipped(error.message, _MESSAGE_BYTES)
+    return status_pb2.Status(code=error.code.value[0], message=message, details=details)
 
 
 def from_status(status: status_pb2.Status) -> AitherError:
@@ -102,19 +106,33 @@ def _build(
 
 
 def _error_info(error: AitherError) -> error_details_pb2.ErrorInfo:
-    return error_details_pb2.ErrorInfo(
-        reason=error.reason, domain=errors.DOMAIN, metadata=error.metadata
-    )
+    metadata = {key: _clipped(value, _TEXT_BYTES) for key, value in error.metadata.items()}
+    return error_details_pb2.ErrorInfo(reason=error.reason, domain=errors.DOMAIN, metadata=metadata)
 
 
 def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
     bad = error_details_pb2.BadRequest()
     for told, violation in enumerate(violations, start=1):
-        bad.field_violations.add(field=violation.field, description=violation.description)
+        bad.field_violations.add(
+            field=_clipped(violation.field, _TEXT_BYTES),
+            description=_clipped(violation.description, _TEXT_BYTES),
+        )
         if bad.ByteSize() > _BAD_REQUEST_BYTES and told < len(violations):
             bad.field_violations.add(description=f"and {len(violations) - told} more like these")
             break
     return bad
+
+
+def _clipped(text: str, most_bytes: int) -> str:
+    """Cut off where it takes more than this on the wire, which writes three bytes for each that is
+    not plain ASCII."""
+    left = most_bytes
+    for index, character in enumerate(text):
+        plain = " " <= character <= "~" and character != "%"
+        left -= 1 if plain else 3 * len(character.encode(errors="replace"))
+        if left < 0:
+            return text[:index] + "..."
+    return text
 
 
 def _packed(

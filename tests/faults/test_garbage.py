@@ -198,6 +198,16 @@ async def test_too_deep_a_chain_of_causes_is_refused(stub: Any) -> None:
     assert error.reason == "HOPS_EXCEEDED"
 
 
+async def test_a_refusal_that_repeats_a_long_text_arrives_as_what_it_is(stub: Any) -> None:
+    """More metadata than a client takes makes another error of any."""
+    endless = "\N{PILE OF POO}" * 50_000
+    error = await refusal(stub.Subscribe(pb.SubscribeRequest(resume_epoch=endless)).read())
+    assert error.reason == "EPOCH_MISMATCH"
+    wrong = pb.PublishRequest(events=[event()], expected_subject_sequences={endless: 1})
+    error = await refusal(stub.Publish(wrong))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_a_position_of_another_log_is_refused(stub: Any) -> None:
     request = pb.SubscribeRequest(after_sequence=1, resume_epoch="another")
     error = await refusal(stub.Subscribe(request).read())
