@@ -260,12 +260,14 @@ class SqliteLog:
 
 
 def _open(folder: Path, max_file_bytes: int | None) -> tuple[OpenedFile, reader.Readers]:
-    file = open_file(folder)
-    try:
+    with contextlib.ExitStack() as unless_whole:
+        file = open_file(folder)
+        unless_whole.callback(file.close)
         if max_file_bytes is not None:
             limit_size(file.connection, max_file_bytes)
-        connections = [connect(file.path, read_only=True) for _ in range(READERS)]
-    except BaseException:
-        file.close()
-        raise
+        connections = []
+        for _ in range(READERS):
+            connections.append(connect(file.path, read_only=True))
+            unless_whole.callback(connections[-1].close)
+        unless_whole.pop_all()
     return file, reader.Readers(connections)

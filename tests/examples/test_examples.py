@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,23 @@ def flux(tmp_path_factory: Any) -> Iterator[ServiceProcess]:
         yield process
 
 
+@contextmanager
+def heeding_ctrl_c() -> Iterator[None]:
+    """What is started inside heeds SIGINT, as at a terminal; a shell that runs the tests in its
+    background has them, and so their children, ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Script:
     """A running example and what it has said."""
 
     def __init__(self, name: str, flux: ServiceProcess, folder: Path, **environment: str) -> None:
         self._said = folder / f"{name}-{time.monotonic_ns()}.out"
-        with self._said.open("wb") as out:
+        with self._said.open("wb") as out, heeding_ctrl_c():
             self.process = subprocess.Popen(
                 [sys.executable, str(EXAMPLES / name)],
                 env={**os.environ, "AITHER_FLUX__ADDRESS": flux.address, **environment},

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from aither_sdk.errors import AitherError, ConfigError, DataLoss, FailedPrecondition
+from aither_sdk.errors import AitherError, ConfigError, DataLoss, FailedPrecondition, Unavailable
 from aither_sdk.settings import FluxSettings
 from flux_svc.logs import open_log
 from flux_svc.logs.sqlite import SqliteLog
 from flux_svc.logs.sqlite_file import FILE_NAME
+from flux_svc.logs.sqlite_file import connect as connect_to
 from flux_svc.tools.repair import repair
 from flux_svc.tools.verify import verify
 from tests.conformance.log_house import events, read_all
@@ -33,10 +35,39 @@ def _run(folder: Path, statement: str, *values: object) -> None:
 async def _refused(folder: Path) -> AitherError:
     with pytest.raises(AitherError) as refused:
         await SqliteLog.open(folder)
-    # What was refused is let go of: the lock is free for who repairs it.
+    # What was refused is let go of, though the error still knows where it was raised: no file is
+    # open, and the lock is free for who repairs it.
+    assert not _open_within(folder)
     with pytest.raises(type(refused.value)):
         await SqliteLog.open(folder)
     return refused.value
+
+
+def _open_within(folder: Path) -> list[str]:
+    """Which files this process has open there."""
+    descriptors = Path("/proc/self/fd").iterdir()
+    links = (os.readlink(descriptor) for descriptor in descriptors if descriptor.is_symlink())
+    return [link for link in links if link.startswith(f"{folder}/")]
+
+
+async def test_a_log_without_descriptors_for_its_readers_lets_go_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = 0
+
+    def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+        nonlocal opened
+        opened += read_only
+        if opened == 3:
+            raise Unavailable("too many open files")
+        return connect_to(path, read_only=read_only)
+
+    monkeypatch.setattr("flux_svc.logs.sqlite.connect", connect)
+    with pytest.raises(Unavailable) as refused:
+        await SqliteLog.open(tmp_path)
+    assert opened == 3
+    assert not _open_within(tmp_path)
+    assert refused.tb is not None  # which holds the frames, and all that was opened in them
 
 
 async def test_a_missing_folder_is_made(tmp_path: Path) -> None:

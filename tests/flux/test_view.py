@@ -26,7 +26,9 @@ def test_a_lone_reader_leaves_no_second_copy_of_what_it_took() -> None:
     view = view_of([1, 2, 3])
     view.readers = 1
     payload = view.take(0, 10, 1000, 3).payload
-    assert sys.getrefcount(payload) == 2
+    # How many references a name and a call are differs between versions of Python.
+    nobodys_else = bytes(bytearray(payload))
+    assert sys.getrefcount(payload) == sys.getrefcount(nobodys_else)
 
 
 def test_a_batch_ends_at_the_event_limit() -> None:

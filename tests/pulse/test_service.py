@@ -135,8 +135,11 @@ async def test_killed_and_stopped_targets_are_told_in_time_and_recover(tmp_path:
             assert [t.tick for t in ticks] == list(range(1, len(ticks) + 1))
             assert {t.events_dropped for t in ticks} == {0}
             assert it.told(HostVitals)
-            # One batch a tick, and at most one more for each burst of changes.
-            assert len(it.flux.batches) <= len(ticks) + len(it.told(TargetChanged)) + 4
+            # One batch a tick, and at most one more for each burst of changes; on a busy machine
+            # Pulse also tells that it stood still.
+            stalls = [event for event in it.flux.log if event.subject == "runtime.pulse.stall"]
+            bursts = len(it.told(TargetChanged)) + len(stalls)
+            assert len(it.flux.batches) <= len(ticks) + bursts + 4
             assert it.process.terminate() == 0
 
 
