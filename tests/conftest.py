@@ -15,8 +15,10 @@ from hypothesis import settings
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# Machines are busy at times: how long an example takes says nothing about what it shows.
-settings.register_profile("aither", deadline=None)
+# Machines are busy at times: how long an example takes says nothing about what it shows. The same
+# examples each time, so that a red run can be run again; others: `--hypothesis-profile=explore`.
+settings.register_profile("aither", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
 settings.load_profile("aither")
 
 

@@ -280,6 +280,8 @@ class GroupMachine(RuleBasedStateMachine):
             assert key.epoch == epoch or lease.entry.replayed, "of a log that is gone"
             log = int(key.epoch.removeprefix("epoch") or "0")
             assert lease.frame == frame(key.sequence, log), "another event"
+            if key in self.acked:
+                self.sent[key] = 0  # replayed and done, and now the log has it once more
             self.sent[key] += 1
             assert lease.attempt == self.sent[key], "an attempt that was not counted"
             assert lease.attempt <= MAX_DELIVERIES
