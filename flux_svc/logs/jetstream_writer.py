@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from aither.flux.v1.event_pb2 import Event
-from aither_sdk.errors import AitherError
+from aither_sdk.errors import AitherError, FailedPrecondition
 from flux_svc.logs.base import Appended, Expected, Succession
 from flux_svc.logs.jetstream_faults import (
     DUPLICATE_IN_BATCH,
@@ -124,6 +124,14 @@ class Writer:
             try:
                 guard = await self._guard(wire, fresh, expected)
                 first = await self._store(wire, fresh, guard)
+            except FailedPrecondition:
+                # A repeat is answered whatever it expects, and the server may know one that this
+                # node does not.
+                found = await self._probe(wire, fresh)
+                if not found:
+                    raise
+                known |= found
+                continue
             except StreamRefused as refused:
                 await self._after_refusal(wire, refused, fresh, known, expected)
                 continue

@@ -219,6 +219,28 @@ class EventLogSuite:
         await log.close()
         assert results == [Appended(n, True) for n in range(1, 11)] + [Appended(11, False)]
 
+    @pytest.mark.needs(
+        Ability.TRIM,
+        Ability.PERSISTENT,
+        Ability.EXPECTED_LAST_SEQUENCE,
+        Ability.EXPECTED_SUBJECT_SEQUENCES,
+    )
+    async def test_a_repeat_of_a_trimmed_event_is_known_whatever_it_expects(
+        self, house: LogHouse
+    ) -> None:
+        one = event()
+        log = await house.open()
+        await log.append([one], expected=Expected(0, {one.subject: 0}))
+        await log.append([event()])
+        await log.trim(3)
+        await log.close()
+        log = await house.open()
+        for expected in (Expected(0), Expected(subjects={one.subject: 1})):
+            assert await log.append([one], expected=expected) == [Appended(1, True)]
+        with pytest.raises(FailedPrecondition):
+            await log.append([event()], expected=Expected(subjects={one.subject: 1}))
+        await log.close()
+
     # Expected last sequence
 
     @pytest.mark.needs(Ability.EXPECTED_LAST_SEQUENCE)
