@@ -247,7 +247,7 @@ def _skip_what_may_be_lost(
     elif torn:
         # Most likely nobody was answered; but a commit that was cannot be told from it.
         last = stream.last_sequence + LARGEST_COMMIT_EVENTS
-        why = "the last commit is torn, as by a power failure"
+        why = "the last commit is torn, as by a power failure or a kill in the middle of a write"
     else:
         return
     skipped = stream.last_sequence + 1, last
