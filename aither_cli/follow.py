@@ -14,7 +14,7 @@ from aither_cli.payloads import unpacked
 from aither_cli.rendering import clock_of, gap_words, live_line, seconds
 from aither_cli.teller import Teller
 from aither_sdk.errors import AitherError
-from aither_sdk.subscriber import NEW, Subscriber
+from aither_sdk.subscribing.subscriber import NEW, Subscriber
 
 FILTERS = (
     "pulse.tick",

@@ -15,7 +15,7 @@ from aither_cli.teller import let_go_of_stdout
 if TYPE_CHECKING:
     from aither.flux.v1.flux_service_pb2 import Gap
     from aither_sdk.errors import OutOfRange
-    from aither_sdk.subscriber import Start, SubscriberState
+    from aither_sdk.subscribing.subscriber import Start, SubscriberState
 
 EPILOG = """\b
 Examples:
@@ -74,7 +74,7 @@ def tail(
 
 def start_of(text: str) -> Start:
     """Where `--from` says to begin. Raises Failure saying what may be written."""
-    from aither_sdk.subscriber import EARLIEST, LAST_PER_SUBJECT, NEW, after, at
+    from aither_sdk.subscribing.subscriber import EARLIEST, LAST_PER_SUBJECT, NEW, after, at
 
     words = {"new": NEW, "earliest": EARLIEST, "last": LAST_PER_SUBJECT}
     if text in words:
@@ -101,7 +101,7 @@ async def _tail(
     address: str, subjects: list[str], start: Start, json: bool, most: int | None
 ) -> None:
     from aither_cli.rendering import event_json, event_line
-    from aither_sdk.subscriber import Subscriber
+    from aither_sdk.subscribing.subscriber import Subscriber
 
     await _check_flux(address)
     render = event_json if json else event_line

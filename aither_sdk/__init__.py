@@ -27,14 +27,21 @@ if TYPE_CHECKING:
     from aither_sdk.errors import AitherError, ConfigError
     from aither_sdk.events import fields_of, new_event, payload_of
     from aither_sdk.lifecycle import Life, run
-    from aither_sdk.publisher import Publisher
+    from aither_sdk.publishing.publisher import Publisher
     from aither_sdk.requests import Requester, refuse, reply
     from aither_sdk.settings import Settings
     from aither_sdk.settings_sources import load_settings
     from aither_sdk.stalls.watch import Watch, watch
-    from aither_sdk.subscriber import Subscriber
+    from aither_sdk.subscribing.subscriber import (
+        EARLIEST,
+        LAST_PER_SUBJECT,
+        NEW,
+        Subscriber,
+        after,
+        at,
+    )
     from aither_sdk.tasks import BoundedTasks
-    from aither_sdk.worker import Park, Retry, Worker, current_delivery
+    from aither_sdk.working.worker import Park, Retry, Worker, current_delivery
 
 _HOMES = {
     "AitherError": "errors",
@@ -44,16 +51,21 @@ _HOMES = {
     "ConfigError": "errors",
     "Consumers": "consumers",
     "Dependency": "dependency",
+    "EARLIEST": "subscribing.subscription",
+    "LAST_PER_SUBJECT": "subscribing.subscription",
     "Life": "lifecycle",
-    "Park": "worker",
-    "Publisher": "publisher",
+    "NEW": "subscribing.subscription",
+    "Park": "working.worker",
+    "Publisher": "publishing.publisher",
     "Requester": "requests",
-    "Retry": "worker",
+    "Retry": "working.worker",
     "Settings": "settings",
-    "Subscriber": "subscriber",
+    "Subscriber": "subscribing.subscriber",
     "Watch": "stalls.watch",
-    "Worker": "worker",
-    "current_delivery": "worker",
+    "Worker": "working.worker",
+    "after": "subscribing.subscription",
+    "at": "subscribing.subscription",
+    "current_delivery": "working.worker",
     "fields_of": "events",
     "load_settings": "settings_sources",
     "new_consumer": "consumers",
@@ -67,6 +79,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "EARLIEST",
+    "LAST_PER_SUBJECT",
+    "NEW",
     "AitherError",
     "BoundedTasks",
     "BreakerRules",
@@ -83,6 +98,8 @@ __all__ = [
     "Subscriber",
     "Watch",
     "Worker",
+    "after",
+    "at",
     "current_delivery",
     "fields_of",
     "load_settings",

@@ -23,17 +23,17 @@ from aither_sdk.dependency import Dependency
 from aither_sdk.errors import AitherError
 from aither_sdk.health import HealthBoard
 from aither_sdk.losses import TELL_INTERVAL_S, Loss, Losses
-from aither_sdk.publisher import Publisher
+from aither_sdk.publishing.publisher import Publisher
 from aither_sdk.server import Server, open_server
 from aither_sdk.settings import Settings
 from aither_sdk.stalls.watch import Watch
-from aither_sdk.subscriber import Subscriber, SubscriberState
+from aither_sdk.subscribing.subscriber import Subscriber, SubscriberState
 from aither_sdk.tasks import BoundedTasks
 from aither_sdk.version import VERSION
 from aither_sdk.witness.parent import Witness
 from aither_sdk.words import Words
-from aither_sdk.worker import Worker, WorkerState
-from aither_sdk.worker_handlers import Handler
+from aither_sdk.working.handlers import Handler
+from aither_sdk.working.worker import Worker, WorkerState
 
 STREAM_UP = "flux stream up"
 """The fact of readiness that `Life.subscriber` and `Life.worker` set by themselves."""

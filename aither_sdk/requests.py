@@ -26,10 +26,10 @@ from aither_sdk.errors import (
     Unavailable,
 )
 from aither_sdk.events import Payload, new_event, new_event_id
-from aither_sdk.publisher import Publisher
+from aither_sdk.publishing.publisher import Publisher
 from aither_sdk.rpc_status import from_status, to_status
 from aither_sdk.subjects import subject_fault
-from aither_sdk.subscriber import Subscriber
+from aither_sdk.subscribing.subscriber import Subscriber
 
 REPLY_TO = "reply-to"
 """The header of a question that names the subject of its answer."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither_sdk.channels import open_channel
-from aither_sdk.subscriber import EARLIEST, Subscriber
+from aither_sdk.subscribing.subscriber import EARLIEST, Subscriber
 from benchmarks.bench_fanout import measure_throughput
 from benchmarks.measure import Meter, print_bars, print_setting, resident_bytes
 from benchmarks.peers.flux import FluxPeer, filled_log, flux_server
@@ -94,7 +94,7 @@ async def _over(folder: Path, events: int, seconds: float) -> dict[str, float]:
 
 
 async def _publish_rate(address: str, seconds: float) -> float:
-    from aither_sdk.publisher import Publisher
+    from aither_sdk.publishing.publisher import Publisher
     from benchmarks.peers.durable import SdkPublisher
 
     async with Publisher(address, source="bench", batch_events=100) as publisher:

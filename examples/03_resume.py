@@ -11,8 +11,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from aither_sdk import Subscriber, fields_of, load_settings
-from aither_sdk.subscriber import EARLIEST, after
+from aither_sdk import EARLIEST, Subscriber, after, fields_of, load_settings
 
 KEPT = Path(os.environ.get("KEPT", ".aither/example-sum.json"))
 

@@ -9,8 +9,7 @@ import asyncio
 from contextlib import suppress
 from itertools import cycle
 
-from aither_sdk import Publisher, Subscriber, fields_of, load_settings
-from aither_sdk.subscriber import LAST_PER_SUBJECT
+from aither_sdk import LAST_PER_SUBJECT, Publisher, Subscriber, fields_of, load_settings
 
 FLUX = load_settings().flux.address
 

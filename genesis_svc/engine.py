@@ -17,8 +17,8 @@ from aither_sdk.errors import AitherError, DeadlineExceeded, FailedPrecondition,
 from aither_sdk.events import new_event
 from aither_sdk.life import STREAM_UP
 from aither_sdk.lifecycle import Life
-from aither_sdk.publisher import Publisher
-from aither_sdk.subscriber import EARLIEST, Start, Subscriber, SubscriberState
+from aither_sdk.publishing.publisher import Publisher
+from aither_sdk.subscribing.subscriber import EARLIEST, Start, Subscriber, SubscriberState
 from aither_sdk.tasks import BoundedTasks
 from genesis_svc.config import Config
 from genesis_svc.neurons import Neurons

@@ -12,7 +12,13 @@ from google.protobuf.message import DecodeError
 from aither.genesis.v1 import genesis_events_pb2
 from aither_sdk.clock import Clock
 from aither_sdk.lifecycle import Life
-from aither_sdk.subscriber import EARLIEST, LAST_PER_SUBJECT, Start, SubscriberState, after
+from aither_sdk.subscribing.subscriber import (
+    EARLIEST,
+    LAST_PER_SUBJECT,
+    Start,
+    SubscriberState,
+    after,
+)
 from genesis_svc.config import Config
 from genesis_svc.routines import Routines
 from genesis_svc.snapshot import planned, restore

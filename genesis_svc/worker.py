@@ -16,7 +16,7 @@ from aither.genesis.v1 import task_pb2
 from aither_sdk.clock import Clock
 from aither_sdk.errors import AitherError, FailedPrecondition, InvalidArgument
 from aither_sdk.events import Payload, new_event
-from aither_sdk.publisher import Publisher
+from aither_sdk.publishing.publisher import Publisher
 from aither_sdk.tasks import BoundedTasks
 from genesis_svc import actions, ids
 from genesis_svc.answers import read_publish_input

@@ -23,7 +23,7 @@ from aither.pulse.v1.vitals_pb2 import HostVitals
 from aither_sdk.clock import Clock
 from aither_sdk.errors import AitherError
 from aither_sdk.events import new_event
-from aither_sdk.publisher import PublisherStatistics
+from aither_sdk.publishing.publisher import PublisherStatistics
 from pulse_svc.board import Board
 from pulse_svc.news import News
 from pulse_svc.prober import CheckCounts, Prober

@@ -15,7 +15,7 @@ from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1 import flux_service_pb2_grpc
 from aither_sdk.channels import open_channel
 from aither_sdk.events import new_event
-from aither_sdk.publisher import Publisher
+from aither_sdk.publishing.publisher import Publisher
 from benchmarks.peers.base import find_program, free_port, server_process
 from benchmarks.peers.flux import TYPE_URL, flux_server
 

@@ -15,10 +15,10 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import DURABILITY_MEMORY
 from aither_sdk.events import new_event
-from aither_sdk.publisher import Publisher
-from aither_sdk.subscriber import Subscriber, SubscriberState
+from aither_sdk.publishing.publisher import Publisher
+from aither_sdk.subscribing.subscriber import Subscriber, SubscriberState
 from benchmarks.peers.base import Deliver, free_port, server_process
-from flux_svc.logs.sqlite import SqliteLog
+from flux_svc.logs.sqlite.log import SqliteLog
 
 _FILLED_AT_ONCE = 4000
 UNDECODED = ", undecoded"

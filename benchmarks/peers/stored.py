@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from aither_sdk.subscriber import EARLIEST, Subscriber
+from aither_sdk.subscribing.subscriber import EARLIEST, Subscriber
 from benchmarks.peers.base import find_program, free_port, server_process
 from benchmarks.peers.durable import jetstream_server
 from benchmarks.peers.flux import filled_log, flux_server

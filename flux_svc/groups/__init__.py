@@ -33,7 +33,7 @@ async def _open(
     # Imported where chosen, so that a backend's libraries load only where it is used.
     if settings.log == "jetstream":
         from flux_svc.groups.jetstream.groups import JetStreamGroups
-        from flux_svc.logs.jetstream import JetStreamLog
+        from flux_svc.logs.jetstream.log import JetStreamLog
 
         assert isinstance(log, JetStreamLog)
         return JetStreamGroups.open(log, clock=clock)

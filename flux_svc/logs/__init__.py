@@ -39,11 +39,11 @@ async def _open(
 
         return MemoryLog(max_events=settings.memory_log_events, max_bytes=settings.memory_log_bytes)
     if settings.log == "sqlite":
-        from flux_svc.logs.sqlite import SqliteLog
+        from flux_svc.logs.sqlite.log import SqliteLog
 
         return await SqliteLog.open(data_dir)
-    from flux_svc.logs.jetstream import JetStreamLog
-    from flux_svc.logs.jetstream_stream import StreamPlan
+    from flux_svc.logs.jetstream.log import JetStreamLog
+    from flux_svc.logs.jetstream.stream import StreamPlan
 
     return await JetStreamLog.open(
         [url.strip() for url in settings.nats_url.split(",")],

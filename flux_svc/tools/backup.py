@@ -13,7 +13,7 @@ from pathlib import Path
 
 from aither_sdk.errors import DataLoss, FailedPrecondition
 from flux_svc.logs.faults import sqlite_fault
-from flux_svc.logs.sqlite_file import FILE_NAME, connect, sync_folder
+from flux_svc.logs.sqlite.file import FILE_NAME, connect, sync_folder
 from flux_svc.tools.verify import Findings, Progress, verify
 
 GROUPS_NAME = "groups.db"

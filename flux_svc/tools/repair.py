@@ -19,7 +19,7 @@ from aither.flux.v1.flux_service_pb2 import GAP_REASON_UNREADABLE
 from aither_sdk.errors import AitherError, DataLoss, FailedPrecondition
 from flux_svc.frames import checksum
 from flux_svc.logs.faults import sqlite_fault
-from flux_svc.logs.sqlite_file import (
+from flux_svc.logs.sqlite.file import (
     FILE_NAME,
     LARGEST_COMMIT_EVENTS,
     REPAIR_MARK,
@@ -27,10 +27,10 @@ from flux_svc.logs.sqlite_file import (
     sync_folder,
     take_lock,
 )
-from flux_svc.logs.sqlite_schema import create
-from flux_svc.logs.sqlite_stream import StreamRow, load_stream, store_stream
-from flux_svc.logs.sqlite_wal import commits_behind_the_end
-from flux_svc.logs.sqlite_writer import TIMES_EVERY_EVENTS
+from flux_svc.logs.sqlite.schema import create
+from flux_svc.logs.sqlite.stream import StreamRow, load_stream, store_stream
+from flux_svc.logs.sqlite.wal import commits_behind_the_end
+from flux_svc.logs.sqlite.writer import TIMES_EVERY_EVENTS
 from flux_svc.tools.records import Bad, Good, records, with_hidden
 from flux_svc.tools.verify import Progress
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aither_sdk.errors import AitherError, FailedPrecondition
-from flux_svc.logs.sqlite_file import FILE_NAME, connect, lock_is_free
-from flux_svc.logs.sqlite_schema import APPLICATION_ID, SCHEMA_VERSION, version_of
-from flux_svc.logs.sqlite_stream import StreamRow, load_stream
-from flux_svc.logs.sqlite_wal import commits_behind_the_end
+from flux_svc.logs.sqlite.file import FILE_NAME, connect, lock_is_free
+from flux_svc.logs.sqlite.schema import APPLICATION_ID, SCHEMA_VERSION, version_of
+from flux_svc.logs.sqlite.stream import StreamRow, load_stream
+from flux_svc.logs.sqlite.wal import commits_behind_the_end
 from flux_svc.tools.records import Bad, records
 
 Progress = Callable[[int, int], None]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aither_sdk.publisher import Publisher
+from aither_sdk.publishing.publisher import Publisher
 from tests.cli.test_commands import COMMAND, environment
 from tests.processes import ServiceProcess, running
 

@@ -14,7 +14,7 @@ from aither.runtime.v1 import runtime_events_pb2 as rt
 from aither_cli.stall_advice import advice
 from aither_cli.stalls import Told, fold, in_full, trace_id
 from aither_sdk.events import new_event
-from aither_sdk.publisher import Publisher
+from aither_sdk.publishing.publisher import Publisher
 from tests.processes import ServiceProcess, running
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

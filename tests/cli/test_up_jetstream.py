@@ -7,8 +7,8 @@ import os
 import signal
 from pathlib import Path
 
-from aither_sdk.publisher import Publisher
-from aither_sdk.subscriber import EARLIEST, Subscriber
+from aither_sdk.publishing.publisher import Publisher
+from aither_sdk.subscribing.subscriber import EARLIEST, Subscriber
 from tests.cli.aither_process import PATIENCE_S, aither
 from tests.ports import free_port_base
 from tests.stopwatch import Stopwatch

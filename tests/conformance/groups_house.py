@@ -19,10 +19,10 @@ from flux_svc.groups.local.sqlite_store import SqliteStore
 from flux_svc.groups.local.store import MemoryStore
 from flux_svc.groups.settings import checked
 from flux_svc.logs.base import EventLog
-from flux_svc.logs.jetstream import JetStreamLog
-from flux_svc.logs.jetstream_stream import StreamPlan
+from flux_svc.logs.jetstream.log import JetStreamLog
+from flux_svc.logs.jetstream.stream import StreamPlan
 from flux_svc.logs.memory import MemoryLog
-from flux_svc.logs.sqlite import SqliteLog
+from flux_svc.logs.sqlite.log import SqliteLog
 from tests.nats_server import NatsServer
 
 LIMIT_S = 20.0

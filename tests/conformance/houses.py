@@ -11,11 +11,11 @@ from pathlib import Path
 
 from aither_sdk.clock import Clock
 from flux_svc.logs.base import Ability
-from flux_svc.logs.jetstream import JetStreamLog
-from flux_svc.logs.jetstream_stream import StreamPlan
+from flux_svc.logs.jetstream.log import JetStreamLog
+from flux_svc.logs.jetstream.stream import StreamPlan
 from flux_svc.logs.memory import MemoryLog
-from flux_svc.logs.sqlite import SqliteLog
-from flux_svc.logs.sqlite_file import FILE_NAME
+from flux_svc.logs.sqlite.file import FILE_NAME
+from flux_svc.logs.sqlite.log import SqliteLog
 from tests.nats_server import NatsServer
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from aither_sdk.publisher import Publisher
+from aither_sdk.publishing.publisher import Publisher
 from tests.processes import ServiceProcess, running
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

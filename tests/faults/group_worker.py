@@ -13,7 +13,7 @@ import time
 import structlog
 
 from aither.flux.v1.event_pb2 import Event
-from aither_sdk.worker import Worker
+from aither_sdk.working.worker import Worker
 
 
 def tell(kind: str, epoch: int) -> None:

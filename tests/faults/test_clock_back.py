@@ -12,7 +12,7 @@ from aither_sdk.settings import RetentionSettings
 from flux_svc.frames import record_of
 from flux_svc.logs.base import EventLog
 from flux_svc.logs.memory import MemoryLog
-from flux_svc.logs.sqlite import SqliteLog
+from flux_svc.logs.sqlite.log import SqliteLog
 from flux_svc.retention import Retention
 from tests.clock import FakeClock
 from tests.conformance.log_house import event, events, read_all, sequences

@@ -17,8 +17,8 @@ import pytest
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.events import new_event
-from aither_sdk.publisher import Publisher
-from aither_sdk.subscriber import EARLIEST, Subscriber
+from aither_sdk.publishing.publisher import Publisher
+from aither_sdk.subscribing.subscriber import EARLIEST, Subscriber
 from tests.faults.history import Recorder, Seen, verify
 from tests.faults.recording_clients import read_stored
 from tests.processes import ServiceProcess, running

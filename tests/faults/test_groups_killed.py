@@ -30,7 +30,7 @@ from aither.flux.v1 import consumer_service_pb2 as cs
 from aither.flux.v1 import consumer_service_pb2_grpc, flux_service_pb2_grpc
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither_sdk.events import new_event
-from aither_sdk.publisher import Publisher
+from aither_sdk.publishing.publisher import Publisher
 from tests.conformance.groups_house import group
 from tests.processes import ServiceProcess, running
 from tests.stopwatch import Stopwatch

@@ -11,9 +11,9 @@ import pytest
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither_sdk.consumers import new_consumer
 from aither_sdk.events import new_event
-from aither_sdk.publisher import Publisher
-from aither_sdk.subscriber import Subscriber, SubscriberState
-from aither_sdk.worker import Worker, WorkerState
+from aither_sdk.publishing.publisher import Publisher
+from aither_sdk.subscribing.subscriber import Subscriber, SubscriberState
+from aither_sdk.working.worker import Worker, WorkerState
 from tests.faults.history import Recorder, verify
 from tests.faults.proxy import proxy
 from tests.faults.recording_clients import HEARTBEAT_S, follow, read_stored, stream_info

@@ -17,9 +17,9 @@ import structlog
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.errors import AitherError, Unavailable
 from flux_svc.logs.base import EventLog
-from flux_svc.logs.jetstream import JetStreamLog
-from flux_svc.logs.jetstream_stream import StreamPlan
-from flux_svc.logs.jetstream_wire import without_secrets
+from flux_svc.logs.jetstream.log import JetStreamLog
+from flux_svc.logs.jetstream.stream import StreamPlan
+from flux_svc.logs.jetstream.wire import without_secrets
 from tests.conformance.log_house import event, events, last, read_all, sequences
 from tests.cut_off import Proxy
 from tests.nats_server import NatsServer, nats_cluster, nats_server
@@ -182,7 +182,7 @@ async def test_limits_that_an_operator_lowers_are_trims_on_every_node(server: Na
 async def test_settings_that_the_log_needs_are_set_again(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flux_svc.logs.jetstream_connection.LOOK_S", 0.05)
+    monkeypatch.setattr("flux_svc.logs.jetstream.connection.LOOK_S", 0.05)
     async with node(server.url) as log:
         edit(server, allow_direct=False)
         batch = events(3)
@@ -212,7 +212,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 async def test_a_nats_without_room_refuses_loses_nothing_and_goes_on_after_a_restart(
     small_disk: Path, limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flux_svc.logs.jetstream_wire.ANSWER_S", 0.7)
+    monkeypatch.setattr("flux_svc.logs.jetstream.wire.ANSWER_S", 0.7)
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * 2**20)
     server = NatsServer(small_disk / "nats")

@@ -23,8 +23,8 @@ from aither.flux.v1 import consumer_service_pb2_grpc, flux_service_pb2_grpc
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.events import new_event
-from aither_sdk.publisher import Publisher
-from aither_sdk.worker import Worker
+from aither_sdk.publishing.publisher import Publisher
+from aither_sdk.working.worker import Worker
 from tests.conformance.groups_house import group
 from tests.nats_server import NatsServer, leader_of, nats_cluster, nats_server, until_current
 from tests.processes import ServiceProcess

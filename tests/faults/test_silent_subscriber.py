@@ -17,8 +17,8 @@ import pytest
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1 import flux_service_pb2_grpc
 from aither_sdk.channels import open_channel
-from aither_sdk.publisher import Publisher
-from aither_sdk.subscriber import Subscriber
+from aither_sdk.publishing.publisher import Publisher
+from aither_sdk.subscribing.subscriber import Subscriber
 from tests.processes import ServiceProcess, running
 
 READERS = 50

@@ -24,8 +24,8 @@ from aither.flux.v1.event_pb2 import Event
 from aither_sdk.channels import open_channel
 from aither_sdk.rpc_status import from_rpc_error
 from flux_svc.intake import Intake, weight
-from flux_svc.logs.sqlite import SqliteLog
-from flux_svc.logs.sqlite_file import FILE_NAME
+from flux_svc.logs.sqlite.file import FILE_NAME
+from flux_svc.logs.sqlite.log import SqliteLog
 from tests.conformance.houses import SqliteHouse
 from tests.conformance.log_house import read_all
 from tests.flux.flux_server import FluxServer, serving

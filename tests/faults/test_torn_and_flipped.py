@@ -14,10 +14,12 @@ import structlog
 
 from aither.flux.v1.flux_service_pb2 import DURABILITY_MEMORY, GAP_REASON_UNREADABLE
 from aither_sdk.errors import AitherError, DataLoss, ResourceExhausted
-from flux_svc.logs import sqlite_checkpoints, sqlite_file, sqlite_writer
 from flux_svc.logs.base import Missing
-from flux_svc.logs.sqlite import SqliteLog
-from flux_svc.logs.sqlite_file import FILE_NAME
+from flux_svc.logs.sqlite import checkpoints as sqlite_checkpoints
+from flux_svc.logs.sqlite import file as sqlite_file
+from flux_svc.logs.sqlite import writer as sqlite_writer
+from flux_svc.logs.sqlite.file import FILE_NAME
+from flux_svc.logs.sqlite.log import SqliteLog
 from flux_svc.tools.repair import repair
 from flux_svc.tools.verify import verify
 from tests.conformance.log_house import events, holes_of, read_all, sequences

@@ -17,10 +17,10 @@ from flux_svc.fanout.hub import Hub
 from flux_svc.fanout.subscription import Request, Subscription
 from flux_svc.frames import event_of
 from flux_svc.logs.base import Ability, EventLog
-from flux_svc.logs.jetstream import JetStreamLog
-from flux_svc.logs.jetstream_stream import StreamPlan
+from flux_svc.logs.jetstream.log import JetStreamLog
+from flux_svc.logs.jetstream.stream import StreamPlan
 from flux_svc.logs.memory import MemoryLog
-from flux_svc.logs.sqlite import SqliteLog
+from flux_svc.logs.sqlite.log import SqliteLog
 from tests.faults.history import Recorder, Seen, seen, standing, verify
 from tests.nats_server import nats_server
 

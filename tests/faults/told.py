@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.events import new_event
-from aither_sdk.publisher import Publisher
-from aither_sdk.subscriber import EARLIEST, Subscriber
+from aither_sdk.publishing.publisher import Publisher
+from aither_sdk.subscribing.subscriber import EARLIEST, Subscriber
 from tests.processes import ServiceProcess
 
 

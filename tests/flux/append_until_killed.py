@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import DURABILITY_FSYNC, DURABILITY_MEMORY
-from flux_svc.logs.sqlite import SqliteLog
+from flux_svc.logs.sqlite.log import SqliteLog
 
 
 async def _publish(log: SqliteLog, name: str, batch_events: int) -> None:

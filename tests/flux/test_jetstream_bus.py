@@ -13,9 +13,9 @@ import pytest
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1.flux_service_pb2_grpc import FluxServiceStub
 from aither_sdk.events import new_event
-from aither_sdk.publisher import Publisher
-from aither_sdk.subscriber import EARLIEST, Subscriber
-from aither_sdk.subscription import after
+from aither_sdk.publishing.publisher import Publisher
+from aither_sdk.subscribing.subscriber import EARLIEST, Subscriber
+from aither_sdk.subscribing.subscription import after
 from tests.nats_server import nats_server
 from tests.processes import running
 

@@ -21,11 +21,11 @@ from aither_sdk.errors import (
 from aither_sdk.settings import FluxSettings
 from flux_svc.logs import open_log
 from flux_svc.logs.base import Ability, Appended, Expected, Missing
-from flux_svc.logs.jetstream import JetStreamLog
-from flux_svc.logs.jetstream_follower import survey
-from flux_svc.logs.jetstream_messages import place_of
-from flux_svc.logs.jetstream_stream import Stream, StreamPlan
-from flux_svc.logs.jetstream_wire import Message, Wire
+from flux_svc.logs.jetstream.follower import survey
+from flux_svc.logs.jetstream.log import JetStreamLog
+from flux_svc.logs.jetstream.messages import place_of
+from flux_svc.logs.jetstream.stream import Stream, StreamPlan
+from flux_svc.logs.jetstream.wire import Message, Wire
 from tests.conformance.log_house import event, events, last, read_all
 from tests.cut_off import Proxy
 from tests.nats_server import NatsServer, nats_server
@@ -403,7 +403,7 @@ async def test_a_node_that_is_cut_off_refuses_within_its_bounds_and_comes_back(
 async def test_nobody_there_is_told_with_the_address(
     plan: StreamPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flux_svc.logs.jetstream_opening.OPEN_S", 0.3)
+    monkeypatch.setattr("flux_svc.logs.jetstream.opening.OPEN_S", 0.3)
     with pytest.raises(Unavailable) as refused:
         await JetStreamLog.open(["nats://127.0.0.1:1"], plan)
     assert refused.value.reason == "LOG_UNREACHABLE"

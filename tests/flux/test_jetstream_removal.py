@@ -15,10 +15,10 @@ from aither.flux.v1.flux_service_pb2 import GAP_REASON_COMPACTED
 from aither_sdk.errors import FailedPrecondition, Unavailable
 from aither_sdk.settings import RetentionSettings
 from aither_sdk.subjects import FilterSet
-from flux_svc.logs import jetstream_notices
 from flux_svc.logs.base import Appended, EventLog, Expected
-from flux_svc.logs.jetstream import JetStreamLog
-from flux_svc.logs.jetstream_stream import StreamPlan
+from flux_svc.logs.jetstream import notices as jetstream_notices
+from flux_svc.logs.jetstream.log import JetStreamLog
+from flux_svc.logs.jetstream.stream import StreamPlan
 from flux_svc.logs.memory import MemoryLog
 from flux_svc.retention import Retention
 from tests.conformance.log_house import event, events, holes_of, last, read_all, sequences
@@ -155,8 +155,8 @@ async def test_an_event_that_ends_is_removed_by_one_node_and_gone_on_all(
 async def test_events_that_end_are_found_by_a_node_that_never_heard_them(
     shared: NatsServer, plan: StreamPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flux_svc.logs.jetstream_opening.WINDOW_EVENTS", 10)
-    monkeypatch.setattr("flux_svc.logs.jetstream_remover._DEALT_EVENTS", 5)
+    monkeypatch.setattr("flux_svc.logs.jetstream.opening.WINDOW_EVENTS", 10)
+    monkeypatch.setattr("flux_svc.logs.jetstream.remover._DEALT_EVENTS", 5)
     async with node(shared, plan) as a:
         await a.append([event(expire_ns=7), *events(30), event(expire_ns=8), *events(30)])
     async with node(shared, plan) as b:

@@ -18,8 +18,8 @@ from flux_svc.groups.local.sqlite_store import SqliteStore
 from flux_svc.groups.local.sqlite_tables import APPLICATION_ID, STEPS
 from flux_svc.groups.local.store import Change, Header, PendingRow
 from flux_svc.logs.base import Missing
-from flux_svc.logs.sqlite import SqliteLog
-from flux_svc.logs.sqlite_file import FILE_NAME, REPAIR_MARK, connect, limit_size
+from flux_svc.logs.sqlite.file import FILE_NAME, REPAIR_MARK, connect, limit_size
+from flux_svc.logs.sqlite.log import SqliteLog
 from flux_svc.tools import repair as repair_room
 from flux_svc.tools.__main__ import main
 from flux_svc.tools.backup import back_up

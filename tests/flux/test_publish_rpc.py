@@ -16,13 +16,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.channels import open_channel
-from aither_sdk.publisher import Publisher
+from aither_sdk.publishing.publisher import Publisher
 from aither_sdk.rpc_status import from_status
 from flux_svc.gcra import Rate
 from flux_svc.intake import Intake
 from flux_svc.logs.base import Ability
 from flux_svc.logs.memory import MemoryLog
-from flux_svc.logs.sqlite import SqliteLog
+from flux_svc.logs.sqlite.log import SqliteLog
 from flux_svc.quotas import Quotas
 from tests.clock import FakeClock
 from tests.conformance.log_house import event, events

@@ -19,8 +19,8 @@ from flux_svc.drafts import Arrival
 from flux_svc.frames import event_of
 from flux_svc.logs.base import Appended, EventLog, Succession
 from flux_svc.logs.memory import MemoryLog
-from flux_svc.logs.sqlite import SqliteLog
-from flux_svc.logs.sqlite_writer import GROUP_BYTES
+from flux_svc.logs.sqlite.log import SqliteLog
+from flux_svc.logs.sqlite.writer import GROUP_BYTES
 from flux_svc.publishing import PIPELINED_BATCHES, Publishing
 from flux_svc.validation import EventRules
 from tests.conformance.houses import SqliteHouse

@@ -19,7 +19,7 @@ from aither_sdk.settings import RetentionRule, RetentionSettings
 from aither_sdk.settings_sources import load_settings
 from flux_svc.logs.base import EventLog, IndexEntry
 from flux_svc.logs.memory import MemoryLog
-from flux_svc.logs.sqlite import SqliteLog
+from flux_svc.logs.sqlite.log import SqliteLog
 from flux_svc.retention import Retention, rules
 from flux_svc.retention.rules import Excess, Ledger, aged, compiled, plan
 from flux_svc.retention.sweeper import PAGE_EVENTS

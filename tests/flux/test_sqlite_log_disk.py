@@ -14,8 +14,8 @@ import pytest
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.errors import ResourceExhausted, Unavailable
 from flux_svc.logs.base import Record
-from flux_svc.logs.sqlite import SqliteLog
-from flux_svc.logs.sqlite_file import FILE_NAME
+from flux_svc.logs.sqlite.file import FILE_NAME
+from flux_svc.logs.sqlite.log import SqliteLog
 from tests.conformance.log_house import event, read_all, sequences
 
 

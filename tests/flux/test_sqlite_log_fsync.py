@@ -19,9 +19,9 @@ import structlog
 
 from aither.flux.v1.flux_service_pb2 import DURABILITY_MEMORY
 from aither_sdk.errors import Unavailable
-from flux_svc.logs import sqlite_checkpoints
 from flux_svc.logs.base import Record
-from flux_svc.logs.sqlite import SqliteLog
+from flux_svc.logs.sqlite import checkpoints as sqlite_checkpoints
+from flux_svc.logs.sqlite.log import SqliteLog
 from tests.conformance.log_house import events, read_all, sequences
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from aither.flux.v1.event_pb2 import Event
-from flux_svc.logs.sqlite import SqliteLog
+from flux_svc.logs.sqlite.log import SqliteLog
 from tests.conformance.log_house import holes_of, read_all, sequences
 
 CHILD = Path(__file__).with_name("append_until_killed.py")

@@ -13,9 +13,9 @@ import pytest
 from aither_sdk.errors import AitherError, ConfigError, DataLoss, FailedPrecondition, Unavailable
 from aither_sdk.settings import FluxSettings
 from flux_svc.logs import open_log
-from flux_svc.logs.sqlite import SqliteLog
-from flux_svc.logs.sqlite_file import FILE_NAME
-from flux_svc.logs.sqlite_file import connect as connect_to
+from flux_svc.logs.sqlite.file import FILE_NAME
+from flux_svc.logs.sqlite.file import connect as connect_to
+from flux_svc.logs.sqlite.log import SqliteLog
 from flux_svc.tools.repair import repair
 from flux_svc.tools.verify import verify
 from tests.conformance.log_house import events, read_all
@@ -62,7 +62,7 @@ async def test_a_log_without_descriptors_for_its_readers_lets_go_of_all(
             raise Unavailable("too many open files")
         return connect_to(path, read_only=read_only)
 
-    monkeypatch.setattr("flux_svc.logs.sqlite.connect", connect)
+    monkeypatch.setattr("flux_svc.logs.sqlite.log.connect", connect)
     with pytest.raises(Unavailable) as refused:
         await SqliteLog.open(tmp_path)
     assert opened == 3
@@ -133,7 +133,7 @@ async def test_a_log_opened_twice_says_by_whom(tmp_path: Path) -> None:
 async def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     script = (
         "import asyncio, sys; from pathlib import Path\n"
-        "from flux_svc.logs.sqlite import SqliteLog\n"
+        "from flux_svc.logs.sqlite.log import SqliteLog\n"
         "async def main():\n"
         "    log = await SqliteLog.open(Path(sys.argv[1]))\n"
         "    print('open', flush=True)\n"

@@ -9,9 +9,10 @@ from unittest import mock
 
 import pytest
 
-from flux_svc.logs import sqlite_checkpoints, sqlite_reader
-from flux_svc.logs.sqlite import SqliteLog
-from flux_svc.logs.sqlite_file import FILE_NAME
+from flux_svc.logs.sqlite import checkpoints as sqlite_checkpoints
+from flux_svc.logs.sqlite import reader as sqlite_reader
+from flux_svc.logs.sqlite.file import FILE_NAME
+from flux_svc.logs.sqlite.log import SqliteLog
 from tests.clock import FakeClock
 from tests.conformance.log_house import event, events, read_all, sequences
 

@@ -15,10 +15,10 @@ import structlog
 
 from aither_sdk.errors import ResourceExhausted
 from flux_svc.frames import record_of
-from flux_svc.logs import sqlite_schema
 from flux_svc.logs.memory import MemoryLog
-from flux_svc.logs.sqlite import SqliteLog
-from flux_svc.logs.sqlite_file import FILE_NAME
+from flux_svc.logs.sqlite import schema as sqlite_schema
+from flux_svc.logs.sqlite.file import FILE_NAME
+from flux_svc.logs.sqlite.log import SqliteLog
 from tests.clock import FakeClock
 from tests.conformance.log_house import event, events, holes_of, read_all, sequences
 
@@ -126,7 +126,7 @@ async def test_an_empty_log_of_schema_1_opens(tmp_path: Path, count: int, trimme
 KILLED = """
 import os, signal, sqlite3, sys
 from pathlib import Path
-from flux_svc.logs import sqlite_file
+from flux_svc.logs.sqlite import file as sqlite_file
 
 kill_at = int(sys.argv[2])
 

@@ -15,8 +15,8 @@ from typing import Any
 from google.protobuf.message import Message
 
 from aither.flux.v1.event_pb2 import Event
-from aither_sdk.publisher import Publisher
-from aither_sdk.subscriber import EARLIEST, Subscriber
+from aither_sdk.publishing.publisher import Publisher
+from aither_sdk.subscribing.subscriber import EARLIEST, Subscriber
 from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]

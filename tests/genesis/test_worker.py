@@ -10,7 +10,7 @@ from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import PublishResult
 from aither.genesis.v1 import task_pb2
 from aither_sdk.errors import AitherError, FailedPrecondition, ResourceExhausted
-from aither_sdk.publisher import Publisher
+from aither_sdk.publishing.publisher import Publisher
 from aither_sdk.tasks import BoundedTasks
 from genesis_svc.worker import SUBJECT, Worker
 from tests.clock import FakeClock

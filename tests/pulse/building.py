@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import PublishResult
 from aither.pulse.v1.target_pb2 import Check, CheckResult, HeartbeatCheck, Target
-from aither_sdk.publisher import PublisherStatistics
+from aither_sdk.publishing.publisher import PublisherStatistics
 from pulse_svc.board import Board
 from pulse_svc.checks.base import REFUSED, bad, good
 from pulse_svc.fleet import filled

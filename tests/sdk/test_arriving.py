@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import Gap, SubscribeResponse
-from aither_sdk.arriving import Arriving, Events
 from aither_sdk.errors import DataLoss
+from aither_sdk.subscribing.arriving import Arriving, Events
 
 _SEQUENCES = st.one_of(st.sampled_from([0, 1, 127, 128, 2**63]), st.integers(0, 2**64 - 1))
 

@@ -16,9 +16,9 @@ from aither_sdk import messaging_spans
 from aither_sdk.consumers import new_consumer
 from aither_sdk.errors import Unavailable
 from aither_sdk.events import new_event
-from aither_sdk.publisher import Publisher
-from aither_sdk.subscriber import EARLIEST, Subscriber
-from aither_sdk.worker import Worker
+from aither_sdk.publishing.publisher import Publisher
+from aither_sdk.subscribing.subscriber import EARLIEST, Subscriber
+from aither_sdk.working.worker import Worker
 from tests.sdk.flux_stub import Break, FluxStub
 from tests.sdk.group_stub import GroupStub
 

@@ -21,7 +21,7 @@ from aither_sdk.errors import (
     Unimplemented,
 )
 from aither_sdk.events import fields_of, handling, new_event
-from aither_sdk.publisher import Publisher
+from aither_sdk.publishing.publisher import Publisher
 from tests.sdk.flux_stub import Break, FluxStub, HalfClose, Hang, Misanswer, made
 from tests.stopwatch import Stopwatch
 

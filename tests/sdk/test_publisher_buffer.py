@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aither_sdk.publisher_buffer import (
+from aither_sdk.publishing.buffer import (
     Batch,
     Entry,
     MisansweredError,
     Place,
     PublishBuffer,
 )
-from aither_sdk.publisher_limits import Limits, WhenFull
+from aither_sdk.publishing.limits import Limits, WhenFull
 
 OPERATIONS = st.one_of(
     st.tuples(st.just("offer"), st.integers(1, 40)),

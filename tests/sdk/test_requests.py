@@ -10,9 +10,9 @@ import pytest
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.errors import DeadlineExceeded, InvalidArgument, NotFound, ResourceExhausted
 from aither_sdk.events import handling, payload_of
-from aither_sdk.publisher import Publisher
+from aither_sdk.publishing.publisher import Publisher
 from aither_sdk.requests import Requester, refuse, reply
-from aither_sdk.subscriber import Subscriber
+from aither_sdk.subscribing.subscriber import Subscriber
 from tests.sdk.flux_stub import FluxStub
 
 

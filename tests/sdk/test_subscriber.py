@@ -23,7 +23,6 @@ from aither.flux.v1.flux_service_pb2 import (
     SubscribeRequest,
     SubscribeResponse,
 )
-from aither_sdk.arriving import Events
 from aither_sdk.errors import (
     AitherError,
     DataLoss,
@@ -39,7 +38,8 @@ from aither_sdk.errors import (
     Unimplemented,
 )
 from aither_sdk.events import current_event
-from aither_sdk.subscriber import (
+from aither_sdk.subscribing.arriving import Events
+from aither_sdk.subscribing.subscriber import (
     EARLIEST,
     LAST_PER_SUBJECT,
     Position,

@@ -23,8 +23,15 @@ from aither.flux.v1.flux_service_pb2 import (
     SubscribeResponse,
 )
 from aither_sdk.errors import FailedPrecondition
-from aither_sdk.subscriber_cursor import Cursor, Step
-from aither_sdk.subscription import EARLIEST, LAST_PER_SUBJECT, NEW, Position, Start, after
+from aither_sdk.subscribing.cursor import Cursor, Step
+from aither_sdk.subscribing.subscription import (
+    EARLIEST,
+    LAST_PER_SUBJECT,
+    NEW,
+    Position,
+    Start,
+    after,
+)
 from tests.sdk.flux_stub import stored
 
 

@@ -11,7 +11,7 @@ import structlog
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.consumers import new_consumer
 from aither_sdk.words import Words
-from aither_sdk.worker import Worker
+from aither_sdk.working.worker import Worker
 from tests.sdk.group_stub import GroupStub
 
 

@@ -19,7 +19,7 @@ from aither_sdk.errors import (
     Unavailable,
 )
 from aither_sdk.events import current_event, new_event
-from aither_sdk.worker import Park, Retry, Worker, WorkerState, current_delivery
+from aither_sdk.working.worker import Park, Retry, Worker, WorkerState, current_delivery
 from tests.clock import FakeClock
 from tests.sdk.flux_stub import made
 from tests.sdk.group_stub import GroupStub

@@ -6,9 +6,9 @@ import asyncio
 
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import Delivery
-from aither_sdk.worker_handlers import Handlers
-from aither_sdk.worker_leases import Lease
-from aither_sdk.worker_verdicts import Verdict
+from aither_sdk.working.handlers import Handlers
+from aither_sdk.working.leases import Lease
+from aither_sdk.working.verdicts import Verdict
 
 
 async def test_a_handler_that_is_cancelled_before_its_first_step_gives_its_place_back() -> None:

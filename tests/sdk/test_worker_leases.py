@@ -6,8 +6,8 @@ from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import Delivery
 from aither.flux.v1.flux_service_pb2 import Leadership as Told
 from aither_sdk.spans import duration_of
-from aither_sdk.worker_leadership import Leadership
-from aither_sdk.worker_leases import Lease, Leases, Taken
+from aither_sdk.working.leadership import Leadership
+from aither_sdk.working.leases import Lease, Leases, Taken
 
 WALL_NS = 1_700_000_000_000_000_000
 

@@ -13,7 +13,7 @@ import pytest
 from aither.pulse.v1 import pulse_events_pb2, pulse_service_pb2_grpc, target_pb2
 from aither.pulse.v1 import pulse_service_pb2 as pb
 from aither_sdk.channels import open_channel
-from aither_sdk.subscriber import Subscriber
+from aither_sdk.subscribing.subscriber import Subscriber
 from tests.processes import ServiceProcess, running
 from tests.pulse.peers import Peer, peers
 from tests.stopwatch import Stopwatch

@@ -16,8 +16,8 @@ from aither.flux.v1 import flux_service_pb2_grpc
 from aither.flux.v1.event_pb2 import Event
 from aither.runtime.v1 import runtime_events_pb2
 from aither_sdk.channels import open_channel
-from aither_sdk.publisher import Publisher
-from aither_sdk.subscriber import EARLIEST, LAST_PER_SUBJECT, Subscriber, after
+from aither_sdk.publishing.publisher import Publisher
+from aither_sdk.subscribing.subscriber import EARLIEST, LAST_PER_SUBJECT, Subscriber, after
 from tests.processes import ServiceProcess, running
 from tests.stopwatch import Stopwatch
 

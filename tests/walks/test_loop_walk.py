@@ -15,8 +15,8 @@ from aither.flux.v1.event_pb2 import Event
 from aither.runtime.v1.runtime_events_pb2 import FeedbackLoopRefused
 from aither_sdk.errors import FailedPrecondition
 from aither_sdk.events import handling
-from aither_sdk.publisher import Publisher
-from aither_sdk.subscriber import EARLIEST, Subscriber
+from aither_sdk.publishing.publisher import Publisher
+from aither_sdk.subscribing.subscriber import EARLIEST, Subscriber
 from flux_svc.logs.memory import MemoryLog
 from flux_svc.loop_guard import SUBJECT
 from tests.flux.flux_server import FluxServer, serving

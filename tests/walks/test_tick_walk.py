@@ -13,8 +13,8 @@ from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1 import flux_service_pb2_grpc
 from aither.genesis.v1 import commands_pb2, decision_pb2, genesis_events_pb2, task_pb2
 from aither_sdk.channels import open_channel
-from aither_sdk.publisher import Publisher
-from aither_sdk.subscriber import EARLIEST, Subscriber
+from aither_sdk.publishing.publisher import Publisher
+from aither_sdk.subscribing.subscriber import EARLIEST, Subscriber
 from tests.processes import ServiceProcess, running
 
 QUICK = {"AITHER_GENESIS__TICK_S": "0.2"}

@@ -19,8 +19,8 @@ import pytest
 from aither.flux.v1.consumer_service_pb2 import Consumer, ParkedEvent
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.consumers import Consumers, new_consumer
-from aither_sdk.publisher import Publisher
-from aither_sdk.worker import Park, Worker, current_delivery
+from aither_sdk.publishing.publisher import Publisher
+from aither_sdk.working.worker import Park, Worker, current_delivery
 from tests.processes import ServiceProcess, running, suspend
 
 
@@ -145,7 +145,7 @@ async def test_work_of_a_killed_worker_is_done_by_another(
     code = f"""
         import asyncio
         from aither_sdk.consumers import new_consumer
-        from aither_sdk.worker import Worker
+        from aither_sdk.working.worker import Worker
 
         async def handle(event):
             print(event.sequence, flush=True)
@@ -202,7 +202,7 @@ async def test_stopped_leader_is_replaced_and_knows_it_when_it_goes_on(
     code = f"""
         import asyncio, time
         from aither_sdk.consumers import new_consumer
-        from aither_sdk.worker import Worker
+        from aither_sdk.working.worker import Worker
 
         async def main():
             group = new_consumer(

@@ -13,7 +13,7 @@ import json
 from collections import deque
 
 from flux_svc.groups.jetstream.place import Fence
-from flux_svc.logs.jetstream_wire import Wire
+from flux_svc.logs.jetstream.wire import Wire
 
 BEAT_S = 0.25
 SILENT_BEATS = 16

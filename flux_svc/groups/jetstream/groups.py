@@ -14,7 +14,7 @@ from flux_svc.groups.jetstream.member import SharedMember
 from flux_svc.groups.jetstream.store import moved
 from flux_svc.groups.jetstream.terms import Inner, Node
 from flux_svc.groups.local.groups import LocalGroups
-from flux_svc.logs.jetstream import JetStreamLog
+from flux_svc.logs.jetstream.log import JetStreamLog
 
 WAIT_S = 8.0
 """How long a call waits for a keeper: longer than it takes to replace one that died."""

@@ -16,7 +16,7 @@ from flux_svc.groups.base import Delivery, News, Opened, Parked, ParkedKey
 from flux_svc.groups.jetstream.link import Link
 from flux_svc.groups.jetstream.parcel import Parcel, error_of
 from flux_svc.groups.jetstream.store import moved
-from flux_svc.logs.jetstream_wire import Wire
+from flux_svc.logs.jetstream.wire import Wire
 
 CALL_S = 10.0
 """A little longer than the keeper takes for what it has to give up."""

@@ -16,7 +16,7 @@ from flux_svc.groups.base import ConsumerGroups, Member, News, ParkedKey
 from flux_svc.groups.jetstream.link import Link
 from flux_svc.groups.jetstream.parcel import Parcel, Piece, packed_error
 from flux_svc.groups.jetstream.store import moved
-from flux_svc.logs.jetstream_wire import Wire
+from flux_svc.logs.jetstream.wire import Wire
 
 NEWS_AHEAD = 4
 """News on their way to a member of another node that it has not received yet; each is 512 KiB of

@@ -24,7 +24,7 @@ from flux_svc.groups.jetstream.parcel import (
     pieces,
     unpack,
 )
-from flux_svc.logs.jetstream_wire import Wire
+from flux_svc.logs.jetstream.wire import Wire
 
 BEAT_S = 0.25
 SILENT_BEATS = 12

@@ -8,16 +8,16 @@ from base64 import b64decode
 from typing import NamedTuple
 
 from aither_sdk.errors import FailedPrecondition, Unavailable
-from flux_svc.logs.jetstream_faults import (
+from flux_svc.logs.jetstream.faults import (
     NAME_TAKEN,
     NO_MESSAGE,
     NOT_FOUND,
     WRONG_LAST_SEQUENCE,
     StreamRefused,
 )
-from flux_svc.logs.jetstream_follower import survey
-from flux_svc.logs.jetstream_messages import EXPECTED_SUBJECT, place_of
-from flux_svc.logs.jetstream_wire import Headers, Message, Wire
+from flux_svc.logs.jetstream.follower import survey
+from flux_svc.logs.jetstream.messages import EXPECTED_SUBJECT, place_of
+from flux_svc.logs.jetstream.wire import Headers, Message, Wire
 
 OF_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 ROLLUP = {"Nats-Rollup": "sub"}

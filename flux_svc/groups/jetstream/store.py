@@ -26,14 +26,14 @@ from flux_svc.groups.base import Parked, ParkedKey
 from flux_svc.groups.jetstream.journal import Book, bodies_of
 from flux_svc.groups.jetstream.place import FRAME_BYTES, ROLLUP, Kept, Place
 from flux_svc.groups.local.store import Change, Header, RowKey, Stored
-from flux_svc.logs.jetstream_faults import (
+from flux_svc.logs.jetstream.faults import (
     IN_PROCESS,
     WRONG_LAST_SEQUENCE,
     StreamRefused,
     fault_of,
 )
-from flux_svc.logs.jetstream_messages import header_bytes
-from flux_svc.logs.jetstream_wire import Headers, Wire
+from flux_svc.logs.jetstream.messages import header_bytes
+from flux_svc.logs.jetstream.wire import Headers, Wire
 
 _ATTEMPTS, _PARKED_NS, _REASON = "Aither-Attempts", "Aither-Parked-Ns", "Aither-Reason"
 _TOGETHER = 64

@@ -23,9 +23,9 @@ from flux_svc.groups.jetstream.store import JetStreamStore
 from flux_svc.groups.local.groups import LocalGroups
 from flux_svc.groups.local.steady import SteadyClock
 from flux_svc.logs.base import CommitListener, EventLog, Record
-from flux_svc.logs.jetstream import JetStreamLog
-from flux_svc.logs.jetstream_faults import StreamRefused
-from flux_svc.logs.jetstream_wire import Message, Wire
+from flux_svc.logs.jetstream.faults import StreamRefused
+from flux_svc.logs.jetstream.log import JetStreamLog
+from flux_svc.logs.jetstream.wire import Message, Wire
 
 _LOOK_S = 0.05
 """Between two looks whether the log has a connection again."""

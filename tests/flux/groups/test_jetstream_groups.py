@@ -22,10 +22,10 @@ from flux_svc.groups.jetstream.parcel import Parcel, pack, piece_of, pieces, unp
 from flux_svc.groups.jetstream.place import FRAME_BYTES, OF_SUBJECT, Place
 from flux_svc.groups.jetstream.store import JetStreamStore
 from flux_svc.groups.local.store import Change, Header, PendingRow
-from flux_svc.logs.jetstream import JetStreamLog
-from flux_svc.logs.jetstream_faults import IN_PROCESS, StreamRefused
-from flux_svc.logs.jetstream_stream import StreamPlan
-from flux_svc.logs.jetstream_wire import Headers, Wire
+from flux_svc.logs.jetstream.faults import IN_PROCESS, StreamRefused
+from flux_svc.logs.jetstream.log import JetStreamLog
+from flux_svc.logs.jetstream.stream import StreamPlan
+from flux_svc.logs.jetstream.wire import Headers, Wire
 from tests.conformance.groups_house import ack_ids, group, join, sequences, until_checkpoint
 from tests.conformance.log_house import events
 from tests.nats_server import NatsServer, nats_cluster, nats_server

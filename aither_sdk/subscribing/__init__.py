@@ -1,0 +1,1 @@
+"""Following Flux: the subscriber, its stream, and where it stands."""

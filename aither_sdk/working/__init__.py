@@ -1,0 +1,1 @@
+"""Working off a consumer group: the worker, its membership, its leases."""
