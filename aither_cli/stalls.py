@@ -142,8 +142,7 @@ def in_full(told: Told) -> list[str]:
 
     stall = told.stall
     at = stall.culprit
-    lasted = "" if told.ended else ", and nobody has said that it ended"
-    figures = [f"blocked for {seconds(stall.stall_duration)}{lasted}"]
+    figures = [f"blocked for {_lasted(told)}"]
     for name, duration in (
         ("CPU of the loop", stall.loop_cpu_duration),
         ("of the process", stall.process_cpu_duration),
@@ -279,7 +278,6 @@ def _filter(service: str | None) -> str:
 
 def _show_table(found: list[Told]) -> None:
     from aither_cli.payloads import printable
-    from aither_cli.rendering import seconds
     from aither_cli.teller import columns, rich_table
 
     head = ("when", "service", "cause", "blocked", "culprit", "trace", "id")
@@ -290,7 +288,7 @@ def _show_table(found: list[Told]) -> None:
                 _moment(told.stall),
                 told.stall.service,
                 _cause(told.stall),
-                seconds(told.stall.stall_duration) + ("" if told.ended else ", open"),
+                _lasted(told),
                 _place(told.stall),
                 trace_id(told.stall) or _trace_of(told.stall.stall_traceparent) or "-",
                 told.stall.stall_id[:_SHOWN_ID],
@@ -304,6 +302,13 @@ def _show_table(found: list[Told]) -> None:
         Console(highlight=False).print(rich_table(head, rows))
     else:
         typer.echo("\n".join(columns([head, *rows])))
+
+
+def _lasted(told: Told) -> str:
+    from aither_cli.rendering import seconds
+
+    lasted = seconds(told.stall.stall_duration)
+    return lasted if told.ended else f"over {lasted}, no end told"
 
 
 def _moment(stall: Stall) -> str:

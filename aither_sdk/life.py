@@ -9,7 +9,7 @@ import socket
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from aither_sdk.losses import TELL_INTERVAL_S, Loss, Losses
 from aither_sdk.publishing.publisher import Publisher
 from aither_sdk.server import Server, open_server
 from aither_sdk.settings import Settings
+from aither_sdk.stalls.posting import StallPost
 from aither_sdk.stalls.watch import Watch
 from aither_sdk.subscribing.subscriber import Subscriber, SubscriberState
 from aither_sdk.tasks import BoundedTasks
@@ -58,6 +59,8 @@ class Life:
         """Work that was not done because a bound was reached; told as `TaskDropped`."""
         self.tasks = self.bounded_tasks(name, _TASK_LIMIT, close_timeout_s=0.5)
         self.health = board
+        self.stall_post = StallPost(name)
+        """Brings stalls to the Flux that the first publisher goes to, while they last."""
         self.stop_reason = ""
         self.served = False
         """Whether it ever came to `serving`; until then a failure is one of the start."""
@@ -66,6 +69,7 @@ class Life:
         self._watch = watch
         self._heart = watch.heart
         self._facts: dict[str, bool] = {}
+        self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._stop_asked_s = 0.0
         self._born_s = time.monotonic()
@@ -146,6 +150,7 @@ class Life:
         options.setdefault("source", self.name)
         # With Flux away, what is buffered must be given up well within the drain time.
         options.setdefault("close_timeout_s", min(1.5, self.settings.drain_timeout_s / 3))
+        self.stall_post.open(self.settings.flux.address)
         async with Publisher(self.settings.flux.address, **options) as publisher:
 
             async def announce(subject: str, payload: Message) -> None:
@@ -283,14 +288,21 @@ class Life:
         except AitherError as error:
             _log.info("service.start_not_told", why=error.message)
 
-    def stalled(self, events: Sequence[Message]) -> None:
-        """Tells of a stall that is over. In the loop's thread."""
-        if self._announce is not None:
-            self.tasks.try_spawn("announce-stall", partial(self._say_stall, events))
+    def stalled(self, news: Sequence[Message]) -> None:
+        """Tells of a stall. In any thread."""
+        if self._announce is None or self.stall_post.opened:
+            self.stall_post.post(news)
+            return
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(self._stalled_here, news)
 
-    async def _say_stall(self, events: Sequence[Message]) -> None:
+    def _stalled_here(self, news: Sequence[Message]) -> None:
+        """For Flux itself, which can tell of its own loop only when it is back."""
+        self.tasks.try_spawn("announce-stall", partial(self._say_stall, news))
+
+    async def _say_stall(self, news: Sequence[Message]) -> None:
         try:
-            for event in events:
+            for event in news:
                 if self._announce is not None:
                     await self._announce(f"runtime.{self.name}.stall", event)
         except AitherError as error:

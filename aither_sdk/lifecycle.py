@@ -13,11 +13,8 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
-
-from google.protobuf.message import Message
+from typing import NoReturn
 
 from aither_sdk.beat import Phase
 from aither_sdk.errors import AitherError, ConfigError
@@ -95,8 +92,7 @@ async def _live(
     life.health.set(live=True, started=False, ready=False)
     _watch_signals(life)
     _watch_lifeline(life)
-    loop = asyncio.get_running_loop()
-    watch.announce = lambda events: _in_loop(loop, life.stalled, events)
+    watch.announce = life.stalled
     try:
         async with watch:
             code = await _run_body(life, body)
@@ -107,16 +103,10 @@ async def _live(
         sys.stderr.write("".join(f"{name}: {line}\n" for line in error.message.splitlines()))
         code = 2
     finally:
+        await asyncio.to_thread(life.stall_post.close)
         await _close_telemetry(telemetry)
     _log.info("service.stopped", reason=life.stop_reason, exit_code=code)
     return code
-
-
-def _in_loop(
-    loop: asyncio.AbstractEventLoop, call: Callable[[Sequence[Message]], None], events: Any
-) -> None:
-    with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-        loop.call_soon_threadsafe(call, events)
 
 
 def _home_of(body: Body) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
-"""Tells of stalls from a thread of its own: span first, for that works while the loop stands, then
-the log line, whose stream may be what the loop is blocked on; events when the loop is back."""
+"""Tells of stalls from a thread of its own: event and span, for these work while the loop stands,
+then the log line, whose stream may be what the loop is blocked on."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ _LAGS_AT_ONCE = 40
 _LAG_BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 Announce = Callable[[Sequence[Message]], None]
-"""Is given the events of an ended stall, in the teller's thread; must not block."""
+"""Is given the events of a stall, in the teller's thread: LoopStallDetected while it lasts, or with
+the other one where it was not told then; LoopStalled when it is over. Must not block."""
 
 
 class Sink(Protocol):
@@ -134,6 +135,7 @@ class Teller:
         if self._quota_of(stall).admits(time.monotonic_ns()):
             stall = self._with_suppressed(stall)
             self._open = {stall.number: stall}
+            self._news(pb.LoopStallDetected(stall=message_of(stall)))
             self._export(DETECTED, stall)
 
     def _ended(self, stall: Stall) -> None:
@@ -149,12 +151,15 @@ class Teller:
             stall = replace(stall, suppressed=detected.suppressed)
         else:
             stall = self._with_suppressed(stall)
+        told = message_of(stall)
+        first = [] if detected is not None else [pb.LoopStallDetected(stall=told)]
+        self._news(*first, pb.LoopStalled(stall=told, number=stall.number))
         self._export(STALL, stall)
         self._say(stall)
+
+    def _news(self, *news: Message) -> None:
         if self._announce is not None:
-            first = pb.LoopStallDetected(stall=message_of(detected or stall))
-            whole = pb.LoopStalled(stall=message_of(stall), number=stall.number)
-            self._announce((first, whole))
+            self._announce(news)
 
     def _late_word(self, stall: Stall) -> bool:
         """Whether a stall that was not told while it was open is told at its end."""

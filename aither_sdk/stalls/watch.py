@@ -88,7 +88,7 @@ class Watch:
         self.service = service or os.environ.get("OTEL_SERVICE_NAME") or _program()
         self.instance_id = instance_id or uuid.uuid4().hex
         self.announce: Announce | None = None
-        """Is given the events of each ended stall that is told, in another thread."""
+        """Is given the events of each stall that is told, in another thread. See `Announce`."""
         self.witness: Witness | None = None
         self.evidence: EvidenceLine | None = None
         self.stalls = 0

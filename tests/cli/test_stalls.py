@@ -76,7 +76,8 @@ def test_in_full_has_the_stack_the_trace_and_what_to_do() -> None:
     text = "\n".join(in_full(told))
     assert "refresh (/srv/gateway/quotes.py:12)" in text
     assert f"trace    {TRACE}" in text
-    assert "nobody has said that it ended" in text
+    assert "blocked for over " in text
+    assert "no end told" in text
     assert "the kernel says do_wait" in text
     assert "in communicate" in text
     assert "asyncio.create_subprocess_exec" in text
@@ -150,7 +151,7 @@ async def test_the_list_and_the_whole_story_come_from_a_real_flux(
         # Of the gateway: on a busy machine Flux may have a stall of its own to tell of.
         table = told("--service", "gateway").splitlines()
         assert [line.split()[-1] for line in table] == ["id", "b" * 8, "a" * 8]
-        assert "3.2 s, open" in table[1]
+        assert "over 3.2 s, no end told" in table[1]
         assert TRACE in table[2]
         assert "asyncio.create_subprocess_exec" in told("show", "a")
         (only,) = [
