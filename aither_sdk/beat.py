@@ -30,7 +30,8 @@ _MAGIC = b"ATH3"
 _SIZE = 8192
 # Each at a cache line of its own, so that a writer does not slow another down.
 _AT_WATCHDOG, _AT_COLLECTING, _AT_STOPPED, _AT_SPAN = 64, 128, 192, 256
-_AT_FACTS, _AT_NOTE = 320, 4096
+_AT_WITNESS = 320
+_AT_FACTS, _AT_NOTE = 384, 4096
 _NO_SPAN = bytes(_SPAN.size)
 _FACTS_BYTES = _AT_NOTE - _AT_FACTS - _TEXT.size
 NOTE_BYTES = _SIZE - _AT_NOTE - _TEXT.size
@@ -154,6 +155,15 @@ class BeatCell:
     @property
     def stopped_ns(self) -> int:
         return self._word(_AT_STOPPED)
+
+    def witness_alive(self, now_ns: int) -> None:
+        """The witness's beat: while this advances, health is answered."""
+        _WORD.pack_into(self._map, _AT_WITNESS, now_ns)
+
+    @property
+    def witness_ns(self) -> int:
+        """When the witness last ran; 0 before the first."""
+        return self._word(_AT_WITNESS)
 
     def enter_span(self, packed: bytes) -> None:
         """The loop runs code of this sampled span now; made by `pack_span`. Costs 0.1 us."""

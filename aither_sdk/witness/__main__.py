@@ -75,6 +75,7 @@ async def _serve(arguments: argparse.Namespace) -> int:
             gc.freeze()  # what was loaded stays; collections need not walk it while somebody asks
             say(address=address)
             while not parent.is_gone:
+                cell.witness_alive(time.monotonic_ns())
                 silence = await inquiry.poll()
                 if board.watched:
                     board.refresh()

@@ -1,4 +1,5 @@
-"""The service's side of its witness: start it, hear where it serves, start it anew if it dies.
+"""The service's side of its witness: start it, hear where it serves, start it anew if it dies or
+falls silent.
 
 In a thread of its own, so that a witness that dies during a stall comes back during the stall.
 """
@@ -24,6 +25,7 @@ from aither_sdk.errors import Unavailable
 from aither_sdk.stalls.evidence import EvidenceLine
 from aither_sdk.stalls.words import say
 from aither_sdk.witness import FAREWELL
+from aither_sdk.witness.hearing import LOOK_S, Hearing
 
 _START_TIMEOUT_S = 20.0
 _FIRST_DELAY_S, _MOST_DELAY_S = 0.05, 5.0
@@ -96,6 +98,8 @@ class Witness:
             _end(child)
         if self._keeper.is_alive():
             self._keeper.join(_END_TIMEOUT_S)
+        if child is not None:
+            _close_pipes(child)
 
     def _serve(self) -> subprocess.Popen[bytes]:
         try:
@@ -114,6 +118,7 @@ class Witness:
         said = _first_line(child, self._stopping)
         if "error" in said:
             _end(child)
+            _close_pipes(child)
             raise Unavailable(
                 f"the health witness cannot serve: {said['error']}", reason="WITNESS_FAILED"
             )
@@ -174,15 +179,27 @@ class Witness:
             say("warning", "witness.restarted", address=self.address, restarts=self.restarts)
         if self._child is not None:  # it came up while the end was asked for
             _end(self._child)
+            _close_pipes(self._child)
 
     def _listen(self, child: subprocess.Popen[bytes]) -> None:
-        """To the end of its output, which is its own end."""
-        assert child.stdout is not None
-        try:
-            for line in child.stdout:
-                self._hear(line)
-        except (OSError, ValueError):  # closed by `stop`
-            return
+        """To the end of its output, which is its own end; brought about where it is silent."""
+        hearing = Hearing(time.monotonic_ns(), self._cell.witness_ns)
+        rest = b""
+        with suppress(OSError, ValueError), selectors.DefaultSelector() as selector:  # closed
+            assert child.stdout is not None
+            selector.register(child.stdout, selectors.EVENT_READ)
+            while True:
+                if selector.select(LOOK_S):
+                    chunk = os.read(child.stdout.fileno(), 65_536)
+                    if not chunk:
+                        return
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        self._hear(line)
+                elif hearing.looks(time.monotonic_ns(), self._cell.witness_ns):
+                    say("error", "witness.silent", pid=child.pid, then="it is killed")
+                    child.kill()
+                    return
 
     def _hear(self, line: bytes) -> None:
         try:
@@ -252,7 +269,6 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
-    _close_pipes(child)
 
 
 def _close_pipes(child: subprocess.Popen[bytes]) -> None:

@@ -18,6 +18,7 @@ from aither_sdk.beat import Beat, BeatCell, Heart, Phase
 from aither_sdk.channels import open_channel
 from aither_sdk.errors import Unavailable
 from aither_sdk.health import NOT_SERVING, SERVING
+from aither_sdk.witness.hearing import LOOK_S, Hearing
 from aither_sdk.witness.parent import Witness, open_witness
 from aither_sdk.witness.verdict import judge
 
@@ -135,6 +136,37 @@ async def test_the_witness_tells_the_truth_while_the_loop_stands_still(
     output, _ = prober.communicate(timeout=40)
     assert output.splitlines()[-1] == "2 1"
     assert await check(witness.address, "readiness") == SERVING
+
+
+async def test_a_witness_that_is_stopped_is_replaced_at_its_address(
+    service: tuple[Witness, Heart],
+) -> None:
+    witness, heart = service
+    heart.turn(Phase.SERVING, ready=True)
+    stopped = witness.pid
+    os.kill(stopped, signal.SIGSTOP)
+    async with asyncio.timeout(50):
+        while witness.restarts == 0:
+            await asyncio.sleep(0.1)
+    assert witness.pid != stopped
+    assert await check(witness.address, "liveness") == SERVING
+    with pytest.raises(ProcessLookupError):
+        os.kill(stopped, 0)
+
+
+def test_only_silence_that_was_looked_at_in_time_counts_against_the_witness() -> None:
+    at_s = 0.0
+    hearing = Hearing(0, 0)
+
+    def looks(after_s: float, word: int) -> bool:
+        nonlocal at_s
+        at_s += after_s
+        return hearing.looks(int(at_s * 1e9), word)
+
+    assert not any(looks(LOOK_S, word) for word in range(1, 20)), "it speaks"
+    assert not any(looks(3 * LOOK_S, 19) for _ in range(20)), "this process stood still itself"
+    assert [looks(LOOK_S, 19) for _ in range(4)] == [False, False, False, True]
+    assert not looks(LOOK_S, 20), "a word takes it back"
 
 
 async def test_a_witness_that_is_killed_comes_back_at_its_address_and_both_are_told(

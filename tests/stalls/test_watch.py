@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import aither_sdk
-from aither_sdk.beat import BeatCell, Phase
+from aither_sdk.beat import _AT_FACTS, BeatCell, Phase
 from aither_sdk.errors import FailedPrecondition
 from aither_sdk.stalls import evidence, gauges, sampling
 from aither_sdk.stalls.evidence import EvidenceLine, Unavailable, ask_thread
@@ -331,7 +331,7 @@ def test_facts_and_spans_pass_through_the_cell() -> None:
     assert kept is not None
     assert 20 < len(kept) < 100
     assert all(len(name) > 100 for name in kept)
-    cell._map[320] |= 1  # an exception of a signal's ended a writing
+    cell._map[_AT_FACTS] |= 1  # an exception of a signal's ended a writing
     assert cell.read_facts() is None
     cell.write_facts({"db": True})
     assert cell.read_facts() == {"db": True}
