@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,7 +27,6 @@ from aither_sdk.stalls.evidence import EvidenceLine, Unavailable, ask_thread
 from aither_sdk.stalls.stacks import parse_dump
 from aither_sdk.stalls.waking import Waking, asking_ns
 from aither_sdk.witness.parent import Witness, _first_line
-from tests.stalls.test_stall_kinds import idle_and_whole, overrun_since
 
 LIMIT_S = 30.0
 
@@ -92,36 +92,49 @@ print(json.dumps([(s.cause, s.culprit.function if s.culprit else "") for s in to
 
 
 def test_a_call_that_keeps_the_gil_and_a_signals_handler_are_not_excused() -> None:
-    before = idle_and_whole()
-    ended = run_script(KEPT_GIL_AND_SIGNALS)
-    assert ended.returncode == 0, ended.stderr
-    told = json.loads(ended.stdout)
-    assert ["blocking_syscall", "__main__.on_signal"] in told
-    if not overrun_since(before):
-        assert ["blocking_syscall", "__main__.keep_gil"] in told
-        assert "gil_held_elsewhere" in {cause for cause, _ in told}
+    wanted = {"__main__.keep_gil", "gil_held_elsewhere"}
+
+    def seen() -> set[str]:
+        ended = run_script(KEPT_GIL_AND_SIGNALS)
+        assert ended.returncode == 0, ended.stderr
+        told = json.loads(ended.stdout)
+        print(told)
+        blamed = {function for cause, function in told if cause == "blocking_syscall"}
+        assert "__main__.on_signal" in blamed
+        return wanted & (blamed | {cause for cause, _ in told})
+
+    assert in_one_of_three(lambda: seen() == wanted)
 
 
 def test_who_asked_for_the_gil_is_told_from_who_was_stopped() -> None:
-    cell, waking = BeatCell.create(), []
-    begun = threading.Event()
+    def waits_are_told_apart() -> bool:
+        cell, waking = BeatCell.create(), []
+        begun = threading.Event()
 
-    def sleep_once() -> None:
-        waking.append(Waking(cell, threading.Event()))
-        waking[0].begin()
-        begun.set()
-        waking[0].sleep(0.05)
+        def sleep_once() -> None:
+            waking.append(Waking(cell, threading.Event()))
+            waking[0].begin()
+            begun.set()
+            waking[0].sleep(0.05)
 
-    sleeper = threading.Thread(target=sleep_once)
-    sleeper.start()
-    begun.wait()
-    ctypes.PyDLL(None).usleep(300_000)
-    sleeper.join()
-    assert waking[0].asked_ns > 40_000_000
-    assert waking[0].asked_ns <= waking[0].late_ns
-    waking[0].close()
-    cell.close()
-    assert asking_ns(3) < 40_000_000  # of a sleep through which nobody keeps it
+        sleeper = threading.Thread(target=sleep_once)
+        sleeper.start()
+        begun.wait()
+        ctypes.PyDLL(None).usleep(300_000)
+        sleeper.join()
+        asked_ns, late_ns = waking[0].asked_ns, waking[0].late_ns
+        waking[0].close()
+        cell.close()
+        assert asked_ns <= late_ns
+        # The second: of a sleep through which nobody keeps it.
+        return asked_ns > 40_000_000 and asking_ns(3) < 40_000_000
+
+    assert in_one_of_three(waits_are_told_apart)
+
+
+def in_one_of_three(holds: Callable[[], bool]) -> bool:
+    """For what a machine that takes the CPU away for a third of a second hides, counted nowhere."""
+    return any(holds() for _ in range(3))
 
 
 def test_a_witness_whose_first_word_is_not_understood_cannot_serve() -> None:
