@@ -87,10 +87,12 @@ format: setup ## Bring code and protos into form
 	@ruff check --quiet --fix-only . && ruff format --quiet . && buf format proto --write
 
 .PHONY: bench
-bench: setup ## Run every benchmark, each beside its peers
-	@for file in benchmarks/bench_*.py; do [ -e "$$file" ] || continue; \
+bench: setup ## Run every benchmark, each beside its peers; names those that failed
+	@failed=; for file in benchmarks/bench_*.py; do \
 		echo "-- $$file"; \
-		module=$${file%.py}; $(PY) -m "$${module//\//.}" $(ARGS); done
+		module=$${file%.py}; $(PY) -m "$${module//\//.}" $(ARGS) || failed="$$failed $$file"; \
+	done; \
+	[ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 .PHONY: interop
 interop: setup ## Run the tests against real third-party tools; says what could not be had
