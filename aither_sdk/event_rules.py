@@ -128,7 +128,7 @@ def _length_fault(text: str, least: int, most: int) -> str:
 def _header_faults(event: Event) -> list[str]:
     faults = []
     if len(event.headers) > MAX_HEADERS:
-        faults.append(f"{len(event.headers)} headers; {MAX_HEADERS} at most")
+        return [f"{len(event.headers)} headers; {MAX_HEADERS} at most"]
     size = sum(len(key.encode()) + len(value.encode()) for key, value in event.headers.items())
     if size > MAX_HEADER_BYTES:
         faults.append(f"{size} bytes of headers; {MAX_HEADER_BYTES} at most")

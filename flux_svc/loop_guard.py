@@ -6,6 +6,7 @@ before what it caused. So publishing pays nothing for it, and it is known after 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -33,8 +34,11 @@ TELLINGS = Rate(1.0, 100.0)
 SCANNED_EVENTS = 16_384
 """How far back in the log causes are looked for; about 20 ms, in pieces."""
 _PIECE_EVENTS, _PIECE_BYTES = 1024, 2**20
-_TASKS = 4
-"""Lookups at once; a refusal that finds no room is counted as suppressed."""
+_TASKS = 256
+"""Tellings on their way, 1 KB each; a refusal that finds no room is counted as suppressed. A reflex
+on everything's health is refused for each of its targets at once."""
+_LOOKUPS = 4
+"""At once."""
 _log = structlog.get_logger()
 
 
@@ -109,6 +113,7 @@ class LoopGuard:
         self._source = source
         self._monotonic = monotonic
         self._ration = Ration()
+        self._lookups = asyncio.Semaphore(_LOOKUPS)
         self._tasks = BoundedTasks("loop guard", _TASKS, close_timeout_s=0.5)
 
     async def __aenter__(self) -> Self:
@@ -139,7 +144,8 @@ class LoopGuard:
         )
         news.refused_time.GetCurrentTime()
         try:
-            news.chain.extend(await chain_of(self._event_log, one.cause))
+            async with self._lookups:
+                news.chain.extend(await chain_of(self._event_log, one.cause))
             event = new_event(SUBJECT, news, source=self._source, cause=None)
             await self._event_log.append([event])
         except AitherError as error:

@@ -140,7 +140,7 @@ def check_expected(request: pb.PublishRequest) -> None:
     found = []
     if len(subjects) > MAX_EXPECTED_SUBJECTS:
         told = f"{len(subjects)} subjects; {MAX_EXPECTED_SUBJECTS} at most"
-        found.append(FieldViolation(name, told))
+        raise InvalidArgument.of([FieldViolation(name, told)])
     for subject in sorted(subjects):
         fault = subject_fault(subject)
         if fault is not None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from flux_svc.fanout.view import View
 
-_KNOWN_SUBJECTS = 65_536
-"""Subjects whose views are remembered (about 10 MB at the worst); then forgotten all at once."""
+KNOWN_BYTES = 32 * 2**20
+"""Of memory for the subjects whose views are remembered, about; then all are forgotten at once. Not
+so many subjects: with a thousand views that want everything each of them is 8 KB."""
+_SUBJECT_BYTES, _VIEW_BYTES = 250, 8
+"""What one that is remembered costs beside its letters, and each of its views."""
 
 
 class _Node:
@@ -34,28 +37,34 @@ class Routes:
     def __init__(self) -> None:
         self._known: dict[str, tuple[View, ...]] = {}
         """Subject -> its views, as `of` answered."""
+        self._known_bytes = 0
         self._root = _Node()
 
     def add(self, view: View) -> None:
         for pattern in view.filters.filters:
             node, is_rest = self._node(pattern)
             (node.rest if is_rest else node.ends).append(view)
-        self._known.clear()
+        self._forget()
 
     def remove(self, view: View) -> None:
         """A view that was added."""
         for pattern in view.filters.filters:
             _remove(self._root, pattern.split("."), view)
-        self._known.clear()
+        self._forget()
 
     def of(self, subject: str) -> tuple[View, ...]:
         """Each view once."""
         views = self._known.get(subject)
         if views is None:
-            if len(self._known) >= _KNOWN_SUBJECTS:
-                self._known.clear()
+            if self._known_bytes >= KNOWN_BYTES:
+                self._forget()
             views = self._known[subject] = self._find(subject.split("."))
+            self._known_bytes += _SUBJECT_BYTES + len(subject) + _VIEW_BYTES * len(views)
         return views
+
+    def _forget(self) -> None:
+        self._known.clear()
+        self._known_bytes = 0
 
     def _node(self, pattern: str) -> tuple[_Node, bool]:
         node = self._root

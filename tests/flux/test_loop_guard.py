@@ -103,6 +103,15 @@ async def test_one_telling_a_window_and_the_next_says_how_many_were_not_told() -
         assert guard.refused_loops == 11
 
 
+async def test_all_that_are_refused_at_once_are_told() -> None:
+    log = MemoryLog()
+    subjects = {f"pulse.target.t{n}.health" for n in range(48)}
+    async with LoopGuard(log, max_hops=8) as guard:
+        guard.refused([caused(one, "s/8", subject=one) for one in sorted(subjects)])
+        await idle(guard)
+    assert {one.subject for one in await told(log)} == subjects
+
+
 async def test_what_the_log_cannot_take_is_told_when_it_can() -> None:
     class Full(MemoryLog):
         full = True

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,8 +54,18 @@ def test_nothing_is_left_of_views_that_are_gone(sets: list[FilterSet]) -> None:
     assert (root.next, root.any, root.ends, root.rest) == ({}, None, [], [])
 
 
-def test_the_memory_of_subjects_is_bounded() -> None:
+def test_the_memory_of_subjects_is_bounded_in_bytes() -> None:
     it = Routes()
-    for number in range(routes._KNOWN_SUBJECTS + 10):
-        it.of(f"s.{number}")
-    assert 0 < len(it._known) <= routes._KNOWN_SUBJECTS
+    views = [view_of(FilterSet([">", f"other.v{number}"])) for number in range(1000)]
+    for view in views:
+        it.add(view)
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    most = 0
+    for number in range(5000):
+        it.of(f"s.{number}." + "x" * 200)
+        if number % 100 == 0:
+            most = max(most, tracemalloc.get_traced_memory()[0] - before)
+    tracemalloc.stop()
+    assert most < 1.2 * routes.KNOWN_BYTES
+    assert 0 < len(it._known) < 5000

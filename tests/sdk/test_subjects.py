@@ -4,8 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aither_sdk import subjects
 from aither_sdk.errors import InvalidArgument
-from aither_sdk.subjects import FilterSet, filter_fault, subject_fault
+from aither_sdk.subjects import (
+    MAX_FILTERS,
+    FilterSet,
+    filter_fault,
+    filter_violations,
+    subject_fault,
+)
 
 TOKENS = st.text("abz09_-", min_size=1, max_size=4)
 SUBJECTS = st.lists(TOKENS, min_size=1, max_size=6).map(".".join)
@@ -71,6 +78,31 @@ def test_every_malformed_filter_is_named() -> None:
     with pytest.raises(InvalidArgument) as caught:
         FilterSet(["good.>", "BAD", "a..b"])
     assert [v.field for v in caught.value.violations] == ["filters[1]", "filters[2]"]
+
+
+def test_of_far_too_many_filters_no_more_are_looked_at_than_there_may_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_at: list[str] = []
+
+    def fault(pattern: str) -> str:
+        looked_at.append(pattern)
+        return "bad"
+
+    monkeypatch.setattr(subjects, "filter_fault", fault)
+    found = filter_violations(["BAD"] * 100_000)
+    assert len(looked_at) == MAX_FILTERS
+    assert found[-1].field == "filters"
+    assert "100000 filters; 64 at most" in found[-1].description
+
+
+def test_a_filter_of_megabytes_is_not_taken_apart() -> None:
+    class Text(str):
+        def split(self, *_: object) -> list[str]:
+            raise AssertionError("each token would be looked at")
+
+    fault = filter_fault(Text("a." * 2_000_000))
+    assert fault == "4000000 bytes; a filter has 255 at most"
 
 
 @given(st.text(max_size=40))
