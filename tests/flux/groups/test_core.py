@@ -539,7 +539,7 @@ def test_a_leader_whose_stream_broke_keeps_its_place_for_the_rest_of_its_lease()
     house.core.heard(broken, house.now_s)
     house.core.leave(broken, house.now_s, broken=True)
     assert house.turn() == []
-    assert house.core.next_s() == house.now_s + 10
+    assert house.core.next_s(fetching=True) == house.now_s + 10
     house.clock.advance(9.9)
     house.core.heard(heir, house.now_s)
     assert house.turn() == []
