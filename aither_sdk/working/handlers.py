@@ -153,13 +153,29 @@ class Handlers:
         del self._tasks[lease]
         verdict: Verdict | None = None
         if not task.cancelled():
-            verdict = task.result()
+            # What is no Exception is no verdict of `_judged`, and must cost no lease for ever.
+            error = task.exception()
+            verdict = task.result() if error is None else self._torn_out(lease, error)
         elif lease.overdue:
             told = f"its handler took longer than {self._max_handling_s:g} s"
             verdict = Verdict("retry", reason=told)
         elif not lease.lost and not self.closing:
             verdict = Verdict("retry", reason="its handler was cancelled")
         self._ended(lease, verdict)
+
+    def _torn_out(self, lease: Lease, error: BaseException) -> Verdict:
+        """The verdict on one that raised what is no Exception. A KeyboardInterrupt or SystemExit
+        ends the loop by itself; anything else ends nothing but this attempt."""
+        _log.error(
+            "worker.handler_failed",
+            consumer=self._consumer,
+            subject=lease.delivery.event.subject,
+            sequence=lease.sequence,
+            attempt=lease.attempt,
+            error=f"{type(error).__name__}: {error}",
+            exc_info=error,
+        )
+        return judge(error)
 
     async def _judged(self, lease: Lease) -> Verdict:
         assert self._handler is not None

@@ -61,7 +61,8 @@ class Lease:
     lost: str = ""
     """Why it is not ours any more; "" while it is."""
     overdue: bool = False
-    """Whether its handler took longer than it may."""
+    """Whether its handler took longer than it may: it is not renewed, whatever the handler does
+    with its cancellation."""
 
     @property
     def ack_id(self) -> str:
@@ -152,7 +153,11 @@ class Leases:
 
     def due(self, now_s: float) -> list[Lease]:
         """Those that are to be renewed now; they count as renewed by what is sent next."""
-        due = [x for x in self._held.values() if x.renew_s <= now_s and not x.orphan and not x.lost]
+        due = [
+            x
+            for x in self._held.values()
+            if x.renew_s <= now_s and not (x.orphan or x.lost or x.overdue)
+        ]
         for lease in due:
             self._set(lease, now_s, self.ack_deadline_s, proved_s=self._ends_s(lease))
         return due

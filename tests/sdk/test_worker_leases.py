@@ -37,6 +37,14 @@ def test_lease_is_renewed_at_a_third_and_ends_when_nothing_was_heard() -> None:
     assert leases.ended(139.9) == []
 
 
+def test_lease_of_a_handler_that_took_too_long_is_not_renewed() -> None:
+    leases = Leases(30.0)
+    lease = taken(leases, 100.0, delivery(1, "a"))
+    lease.overdue = True
+    assert leases.due(110.0) == []
+    assert leases.ended(130.0) == [lease]
+
+
 def test_renewal_that_something_was_heard_after_holds_over_a_break() -> None:
     leases = Leases(30.0)
     lease = taken(leases, 100.0, delivery(1, "a"))

@@ -98,9 +98,11 @@ class GroupCore:
             self.missed,
         )
 
-    def next_s(self) -> float:
-        """When time alone will change something; infinite: never."""
-        return min(self._retries.next_s, self._deadlines.next_s, self.leading.next_s())
+    def next_s(self, *, fetching: bool) -> float:
+        """When time alone will change something; infinite: never. `fetching`: what is ripe for
+        another delivery is fetched; else its time changes nothing."""
+        soon_s = min(self._deadlines.next_s, self.leading.next_s())
+        return min(soon_s, self._retries.next_s) if fetching else soon_s
 
     # Members
 

@@ -267,7 +267,7 @@ class LocalGroup:
         self._carry_news()
         if busy or leases:
             return 0.0
-        rest_s = self.core.next_s() - self.clock.monotonic()
+        rest_s = self.core.next_s(fetching=at_work) - self.clock.monotonic()
         return min(rest_s, LAZY_STORE_S) if self.core.unstored.may else rest_s
 
     async def _store_and_send(self, leases: Sequence[Lease]) -> None:

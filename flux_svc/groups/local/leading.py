@@ -18,6 +18,9 @@ class Leading:
         self.active: Seat | None = None
         self.epoch = epoch
         """Rises with every leader. Nobody hears of one before it is stored."""
+        self._held_s = rules.lease_s
+        """The lease that `active` was told of. A change of the rules holds from the next leader on:
+        this one would not know of a shorter lease, and lead beside its successor."""
         self._vacant_from_s: float | None = None
         """Until then somebody who cannot be asked may still take himself for the leader: one whose
         stream broke, or whose Flux this process replaces. Nobody leads before."""
@@ -27,7 +30,7 @@ class Leading:
     def next_s(self) -> float:
         """When time alone will change something; infinite: never."""
         if self.active is not None:
-            return self.active.heard_s + self.rules.lease_s
+            return self.active.heard_s + self._held_s
         return float("inf") if self._vacant_from_s is None else self._vacant_from_s
 
     def elect(self, seats: Sequence[Seat], now_s: float) -> bool:
@@ -44,6 +47,7 @@ class Leading:
         lately_s = max(seat.heard_s for seat in awake) - self.rules.lease_s
         self.active = next(seat for seat in awake if seat.heard_s >= lately_s)
         self.active.heard_s = now_s
+        self._held_s = self.rules.lease_s
         self.epoch += 1
         return True
 
@@ -52,12 +56,12 @@ class Leading:
         if self.active is seat:
             self.active = None
             if broken:
-                self._vacant_from_s = seat.heard_s + self.rules.lease_s
+                self._vacant_from_s = seat.heard_s + self._held_s
 
     def depose_silent(self, now_s: float) -> Seat | None:
         """The leader whose lease is over, and who leads no longer."""
         seat = self.active
-        if seat is None or now_s < seat.heard_s + self.rules.lease_s:
+        if seat is None or now_s < seat.heard_s + self._held_s:
             return None
         seat.silenced = True
         self.active = None
@@ -70,5 +74,6 @@ class Leading:
             return None
         seat.told_active = active
         told = pb.Leadership(active=active, leader_epoch=self.epoch)
-        told.lease_duration.FromMilliseconds(round(self.rules.lease_s * 1000))
+        lease_s = self._held_s if active else self.rules.lease_s
+        told.lease_duration.FromMilliseconds(round(lease_s * 1000))
         return told

@@ -9,6 +9,7 @@ from flux_svc.groups.base import BEFORE_ALL, ParkedKey
 from flux_svc.groups.local import ahead, aside
 from flux_svc.groups.local import core as core_module
 from flux_svc.groups.local.table import UNRECEIVED_EVENTS, Lease, Seat
+from flux_svc.groups.settings import rules_of
 from tests.flux.groups.house import CoreHouse, frame, settings
 
 
@@ -539,13 +540,33 @@ def test_a_leader_whose_stream_broke_keeps_its_place_for_the_rest_of_its_lease()
     house.core.heard(broken, house.now_s)
     house.core.leave(broken, house.now_s, broken=True)
     assert house.turn() == []
-    assert house.core.next_s() == house.now_s + 10
+    assert house.core.next_s(fetching=True) == house.now_s + 10
     house.clock.advance(9.9)
     house.core.heard(heir, house.now_s)
     assert house.turn() == []
     assert house.core.leading.active is None
     house.clock.advance(0.1)
     assert [(one.seat, one.attempt) for one in house.turn()] == [(heir, 2)]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_shorter_lease_does_not_end_the_one_that_a_leader_was_told_of(broken: bool) -> None:
+    house = CoreHouse(settings(exclusive=True, lease_s=10))
+    leader, heir = house.join("leader"), house.join("heir")
+    house.turn()
+    shorter = settings(exclusive=True, lease_s=2)
+    house.core.change(shorter.SerializeToString(), rules_of(shorter), filters_changed=False)
+    if broken:
+        house.core.leave(leader, house.now_s, broken=True)
+    house.core.take_news()
+    for advanced_s, leads in ((9.9, False), (0.1, True)):
+        house.clock.advance(advanced_s)
+        house.core.heard(heir, house.now_s)
+        house.turn()
+        assert (house.core.leading.active is heir) == leads
+    told = [n for seat, n in house.core.take_news() if seat is heir]
+    assert [n.lease_duration.ToSeconds() for n in told if isinstance(n, pb.Leadership)] == [2]
+    assert house.core.next_s(fetching=True) == house.now_s + 2
 
 
 def test_leadership_is_not_told_before_its_epoch_is_stored() -> None:

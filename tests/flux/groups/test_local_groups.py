@@ -17,6 +17,7 @@ from aither_sdk.errors import AlreadyExists, DataLoss, FailedPrecondition, Resou
 from flux_svc.groups.base import BEFORE_ALL, Parked, ParkedKey
 from flux_svc.groups.local import group as group_module
 from flux_svc.groups.local import groups as groups_module
+from flux_svc.groups.local.core import GroupCore
 from flux_svc.groups.local.groups import LocalGroups
 from flux_svc.groups.local.sqlite_store import FILE_NAME, SqliteStore
 from flux_svc.groups.local.steady import SteadyClock
@@ -194,6 +195,27 @@ async def test_a_group_of_another_log_parks_nothing_of_this_one() -> None:
         await groups.seek("work", 0)
         reader = await join(groups)
         assert [one.attempt for one in await reader.deliveries(1)] == [1]
+
+
+async def test_a_group_of_another_log_rests_while_nobody_moves_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log, store = MemoryLog(), MemoryStore()
+    row = PendingRow(1, 1, 0, "")
+    header = Header(group().SerializeToString(), "of before", 1)
+    await store.write(Change("work", header=header, pending=[row]))
+    turns: list[float] = []
+    tick = GroupCore.tick
+
+    def counted(core: GroupCore, now_s: float) -> None:
+        turns.append(now_s)
+        tick(core, now_s)
+
+    monkeypatch.setattr(GroupCore, "tick", counted)
+    async with over(log, store):
+        for _ in range(200):  # turns of the loop
+            await asyncio.sleep(0)
+    assert len(turns) < 20, "what was out is due, and cannot be delivered"
 
 
 class HeldStore(MemoryStore):
