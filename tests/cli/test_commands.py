@@ -202,6 +202,23 @@ def test_nobody_listening_is_said_with_what_to_do(capsys: Captured) -> None:
         assert "--flux" in err
 
 
+def test_of_several_nodes_the_first_that_is_there_is_asked(
+    flux: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and no listen(): whoever dials is refused
+        missing = f"127.0.0.1:{nobody.getsockname()[1]}"
+        nodes = f"{missing},{flux}"
+        assert run(["publish", "demo.nodes", "--flux", nodes]) == 0
+        monkeypatch.setenv("AITHER_FLUX__ADDRESS", nodes)
+        assert run(["tail", "demo.nodes", "--from", "last", "--max", "1"]) == 0
+        assert "demo.nodes" in capsys.readouterr().out.splitlines()[-1]
+        code, err = refused(capsys, "tail", "demo.>", "--flux", f"{flux},b")
+        assert (code, '--flux: "b" is not host:port' in err) == (2, True)
+        code, err = refused(capsys, "tail", "demo.>", "--flux", f"{missing},{missing}")
+        assert (code, f"nobody listens at {missing};" in err) == (1, True)
+
+
 def test_a_grpc_server_that_is_not_flux_is_told_apart(capsys: Captured, port_base: str) -> None:
     health = f"127.0.0.1:{int(port_base) + 101}"
     for command in (["publish", "demo.x"], ["tail", "demo.>"]):
