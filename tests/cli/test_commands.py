@@ -460,6 +460,11 @@ def test_no_arguments_show_the_help(capsys: Captured) -> None:
     assert "Usage: aither" in capsys.readouterr().out
 
 
+def test_tools_of_flux_without_a_command_are_a_usage_error_of_one_line(capsys: Captured) -> None:
+    code, err = refused(capsys, "flux")
+    assert (code, err) == (2, "aither: Missing command; see `aither flux --help`\n")
+
+
 def test_an_unknown_command_is_a_usage_error(capsys: Captured) -> None:
     code, err = refused(capsys, "frobnicate")
     assert code == 2
