@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -149,6 +150,14 @@ def test_a_dash_reads_the_payload_from_stdin(flux: str) -> None:
     assert done.stdout.startswith("published demo.stdin as ")
 
 
+def test_an_empty_stdin_is_said_to_be_empty(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    code, err = refused(capsys, "publish", "demo.stdin", "-")
+    assert (code, "nothing came on stdin" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -171,6 +180,8 @@ def test_a_dash_reads_the_payload_from_stdin(flux: str) -> None:
         (["demo.x", '{"a": "' + "x" * 2_000_000 + '"}'], "an event has 1048576 at most"),
         (["demo.x", "{}", "--flux", "nowhere"], "is not host:port"),
         ([], "see `aither publish --help`"),
+        (["demo.x", '{"a": {"b": 1, "b": 2}}'], '"b" stands twice in one object; keep one'),
+        (["demo.x", "{}", "--id", ""], "--id is empty; leave it out for a random one"),
     ],
 )
 def test_a_wrong_publish_says_what_would_be_right(
