@@ -25,6 +25,8 @@ def held(data_dir: Path) -> Iterator[None]:
     kernel's (flock), so it ends with the process, however that ends.
     """
     path = data_dir / "up.lock"
+    if data_dir.exists() and not data_dir.is_dir():
+        raise Failure(f"data dir {data_dir} is no folder; name one with --data-dir")
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         (data_dir / "logs").mkdir(exist_ok=True)

@@ -25,7 +25,6 @@ Exit: 0 well; 1 damage was found or it could not be done; 2 asked wrongly.
 app = typer.Typer(
     help="Look after the log of Flux: verify, repair, backup.",
     epilog=EPILOG,
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 DataDir = Annotated[

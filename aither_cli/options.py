@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ FluxAddress = Annotated[
         "--flux", metavar="ADDRESS", help="host:port of Flux. Unset: as the settings say."
     ),
 ]
+_CONNECT_TIMEOUT_S = 1.0
 
 
 def settings_of(config: Path | None, port_base: int | None, **more: Any) -> Settings:
@@ -36,8 +38,24 @@ def settings_of(config: Path | None, port_base: int | None, **more: Any) -> Sett
 
 def flux_address(flux: str | None, config: Path | None, port_base: int | None) -> str:
     """Where to dial Flux. Raises InvalidArgument for what is not host:port."""
+    given = flux or settings_of(config, port_base).flux.address
+    return one_node(given, "--flux" if flux else "flux.address")
+
+
+def one_node(addresses: str, field: str) -> str:
+    """Of the nodes of one bus ("a:7401,b:7401") the first that accepts a connection; the first of
+    all where none does. A command asks once and ends, so it needs no more than one. Blocks for a
+    second at most for each node. Raises InvalidArgument for what is not host:port."""
     from aither_sdk.addresses import split_address
 
-    address = flux or settings_of(config, port_base).flux.address
-    split_address(address, "--flux" if flux else "flux.address")
-    return address
+    nodes = [node.strip() for node in addresses.split(",")]
+    places = [split_address(node, field) for node in nodes]
+    if len(nodes) == 1:
+        return nodes[0]
+    for node, place in zip(nodes, places, strict=True):
+        try:
+            socket.create_connection(place, _CONNECT_TIMEOUT_S).close()
+        except OSError:
+            continue
+        return node
+    return nodes[0]

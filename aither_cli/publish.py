@@ -58,7 +58,12 @@ def publish(
     from aither_sdk.events import new_event
 
     quiet_logs()
+    if event_id == "":
+        told = "--id is empty; leave it out for a random one"
+        raise Failure(f"{told}, which is stored each time anew", exit_code=USAGE)
     text = sys.stdin.read() if json == "-" else json
+    if json == "-" and not (text or "").strip():
+        raise Failure("nothing came on stdin; pipe a JSON object into it", exit_code=USAGE)
     payload = payload_of(text, type_name)
     event = new_event(subject, payload, source=source, id=event_id, headers=_headers(header or []))
     check_event(event)
@@ -120,11 +125,24 @@ def _parsed(text: str) -> Any:
         raise Failure(f"{name} is no JSON; use null or a string", exit_code=USAGE)
 
     try:
-        return json.loads(text, parse_constant=no_number, parse_int=_exact)
+        return json.loads(
+            text, parse_constant=no_number, parse_int=_exact, object_pairs_hook=_each_once
+        )
     except (ValueError, RecursionError) as error:
         told = "too deeply nested" if isinstance(error, RecursionError) else str(error)
         told += "; quote it for the shell, for example '{\"a\": 1}'"
         raise Failure(f"the payload is no JSON: {told}", exit_code=USAGE) from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; of a key that stands twice one value would be lost."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            told = f'"{key}" stands twice in one object; keep one of them'
+            raise Failure(told, exit_code=USAGE)
+        found[key] = value
+    return found
 
 
 def _exact(digits: str) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aither_cli.options import Config, PortBase, settings_of
+from aither_cli.options import Config, PortBase, one_node, settings_of
 from aither_cli.services import chosen, place_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def status(
 
     quiet_logs()
     places = [place_of(name, settings) for name in names]
-    survey = run_interruptible(take_survey(places, settings.flux.address))
+    flux = one_node(settings.flux.address, "flux.address")
+    survey = run_interruptible(take_survey(places, flux))
     if json:
         typer.echo(jsons.dumps(survey.as_json(), indent=2))
     else:

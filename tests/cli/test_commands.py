@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -149,6 +150,14 @@ def test_a_dash_reads_the_payload_from_stdin(flux: str) -> None:
     assert done.stdout.startswith("published demo.stdin as ")
 
 
+def test_an_empty_stdin_is_said_to_be_empty(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    code, err = refused(capsys, "publish", "demo.stdin", "-")
+    assert (code, "nothing came on stdin" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -171,6 +180,8 @@ def test_a_dash_reads_the_payload_from_stdin(flux: str) -> None:
         (["demo.x", '{"a": "' + "x" * 2_000_000 + '"}'], "an event has 1048576 at most"),
         (["demo.x", "{}", "--flux", "nowhere"], "is not host:port"),
         ([], "see `aither publish --help`"),
+        (["demo.x", '{"a": {"b": 1, "b": 2}}'], '"b" stands twice in one object; keep one'),
+        (["demo.x", "{}", "--id", ""], "--id is empty; leave it out for a random one"),
     ],
 )
 def test_a_wrong_publish_says_what_would_be_right(
@@ -200,6 +211,23 @@ def test_nobody_listening_is_said_with_what_to_do(capsys: Captured) -> None:
         assert code == 1
         assert f"nobody listens at {address}; start it with `aither up`" in err
         assert "--flux" in err
+
+
+def test_of_several_nodes_the_first_that_is_there_is_asked(
+    flux: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and no listen(): whoever dials is refused
+        missing = f"127.0.0.1:{nobody.getsockname()[1]}"
+        nodes = f"{missing},{flux}"
+        assert run(["publish", "demo.nodes", "--flux", nodes]) == 0
+        monkeypatch.setenv("AITHER_FLUX__ADDRESS", nodes)
+        assert run(["tail", "demo.nodes", "--from", "last", "--max", "1"]) == 0
+        assert "demo.nodes" in capsys.readouterr().out.splitlines()[-1]
+        code, err = refused(capsys, "tail", "demo.>", "--flux", f"{flux},b")
+        assert (code, '--flux: "b" is not host:port' in err) == (2, True)
+        code, err = refused(capsys, "tail", "demo.>", "--flux", f"{missing},{missing}")
+        assert (code, f"nobody listens at {missing};" in err) == (1, True)
 
 
 def test_a_grpc_server_that_is_not_flux_is_told_apart(capsys: Captured, port_base: str) -> None:
@@ -441,6 +469,11 @@ def test_every_help_has_examples(command: list[str], capsys: Captured) -> None:
 def test_no_arguments_show_the_help(capsys: Captured) -> None:
     assert run([]) == 0
     assert "Usage: aither" in capsys.readouterr().out
+
+
+def test_tools_of_flux_without_a_command_are_a_usage_error_of_one_line(capsys: Captured) -> None:
+    code, err = refused(capsys, "flux")
+    assert (code, err) == (2, "aither: Missing command; see `aither flux --help`\n")
 
 
 def test_an_unknown_command_is_a_usage_error(capsys: Captured) -> None:

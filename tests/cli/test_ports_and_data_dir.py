@@ -89,9 +89,9 @@ def test_the_data_dir_is_made_and_held_by_one(tmp_path: Path) -> None:
         pass
 
 
-def test_a_data_dir_that_is_a_file_cannot_be_written(tmp_path: Path) -> None:
+def test_a_data_dir_that_is_a_file_is_said_to_be_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    told = r"cannot be written: .*; make it writable or choose another"
+    told = r"file is no folder; name one with --data-dir"
     with pytest.raises(Failure, match=told), held(tmp_path / "file"):
         raise AssertionError("held")
 
