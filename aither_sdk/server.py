@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from aither_sdk.addresses import join_address, serving_at
 from aither_sdk.channels import MAX_MESSAGE_BYTES
+from aither_sdk.decoding import DecodingInterceptor
 from aither_sdk.errors import FailedPrecondition, Unavailable
 from aither_sdk.health import HealthBoard, HealthServicer
 from aither_sdk.interceptors import DeadlineInterceptor, ErrorInterceptor, TelemetryInterceptor
@@ -92,6 +93,7 @@ async def open_server(
     interceptors: list[grpc.aio.ServerInterceptor] = [
         ErrorInterceptor(),
         DeadlineInterceptor(unary_limit_s),
+        DecodingInterceptor(),
     ]
     if telemetry or calls is not None:
         interceptors.insert(1, TelemetryInterceptor(calls))

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from aither.flux.v1 import flux_service_pb2 as pb
 from aither.flux.v1.event_pb2 import Event
-from aither_sdk.errors import InvalidArgument
+from aither_sdk.decoding import unreadable
 from aither_sdk.event_rules import MAX_EVENT_BYTES, TRACEPARENT_BYTES, is_plain
 from flux_svc.frames import encode_body, expire_ns_of
 
@@ -64,9 +64,8 @@ class Arrival:
         try:
             request = pb.PublishStreamRequest.FromString(encoded)
         except DecodeError as error:
-            raise InvalidArgument(
-                f"{len(encoded)} bytes that are no PublishStreamRequest ({error}); send what "
-                "protobuf encodes, all text in UTF-8"
+            raise unreadable(
+                encoded, pb.PublishStreamRequest.DESCRIPTOR.full_name, error
             ) from error
         self.request = request
         """Decoded, and with it checked to the last field; but nothing is made of an event until

@@ -11,6 +11,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from aither_sdk.addresses import join_address
+from aither_sdk.decoding import DecodingInterceptor
 from aither_sdk.errors import AitherError, Unavailable
 from aither_sdk.health import HealthBoard, HealthServicer
 from aither_sdk.listening import bind_fault
@@ -32,7 +33,7 @@ OPTIONS = (
 async def open_health(bind: str, port: int, board: HealthBoard) -> AsyncIterator[str]:
     """Serves while the block lasts; gives the address. Raises Unavailable when it cannot."""
     await _until_free(bind, port)
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(interceptors=(DecodingInterceptor(_refuse),), options=OPTIONS)
     servicer = _Servicer(board)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     server.add_generic_rpc_handlers((_LazyReflection((_HEALTH, _REFLECTION)),))
@@ -69,9 +70,13 @@ class _Servicer(HealthServicer):
         try:
             return await super().Check(request, context)
         except AitherError as error:
-            rich = await asyncio.to_thread(_rich_status, error)
-            await context.abort(rich.code, rich.details, rich.trailing_metadata)
+            await _refuse(context, error)
             raise
+
+
+async def _refuse(context: Any, error: AitherError) -> None:
+    rich = await asyncio.to_thread(_rich_status, error)
+    await context.abort(rich.code, rich.details, rich.trailing_metadata)
 
 
 def _rich_status(error: AitherError) -> Any:
