@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,23 +94,27 @@ class Exporter:
     _closed: bool = field(default=False, init=False)
 
     def prepare(self) -> None:
-        """Imports and dials ahead of need: during a stall both would take their time."""
+        """Imports and dials ahead of need: during a stall both would take their time. What fails
+        (a certificate that cannot be read) is tried again, and told, with the first span."""
+        with suppress(OSError, ValueError):
+            self._open()
+
+    def _open(self) -> grpc.Channel:
         from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
         from opentelemetry.proto.common.v1 import common_pb2
         from opentelemetry.proto.trace.v1 import trace_pb2
 
         self._messages = (trace_service_pb2, common_pb2, trace_pb2)
         self._channel = _open_channel(self.destination)
+        return self._channel
 
     def export(self, spans: Sequence[FinishedSpan], timeout_s: float) -> bool:
         """Whether they arrived."""
         try:
             if self._closed:
                 raise ValueError
-            if self._channel is None:
-                self.prepare()
-            assert self._channel is not None
-            call: Any = self._channel.unary_unary(
+            channel = self._channel or self._open()
+            call: Any = channel.unary_unary(
                 _EXPORT, request_serializer=lambda message: message.SerializeToString()
             )
             call(
@@ -120,8 +125,7 @@ class Exporter:
             )
         except (grpc.RpcError, OSError, ValueError) as error:
             self.failures += len(spans)
-            code = error.code().name if isinstance(error, grpc.Call) else type(error).__name__
-            self.last_failure = "it was not waited for at the end" if self._closed else str(code)
+            self.last_failure = "it was not waited for at the end" if self._closed else _why(error)
             return False
         return True
 
@@ -168,6 +172,12 @@ class Exporter:
         _, common, _ = self._messages
         for key, value in attributes.items():
             into.add(key=key, value=_any_value(common, value))
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, grpc.Call):
+        return str(error.code().name)
+    return f"{type(error).__name__}: {error}; look at the variables {_PREFIX}_*"
 
 
 def _any_value(common: Any, value: Attribute) -> Any:

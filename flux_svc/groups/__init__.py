@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 
 from aither_sdk.clock import Clock
@@ -30,8 +32,10 @@ async def open_groups(
 async def _open(
     settings: FluxSettings, data_dir: Path, log: EventLog, clock: Clock | None
 ) -> ConsumerGroups:
-    # Imported where chosen, so that a backend's libraries load only where it is used.
+    # Imported where chosen, so that a backend's libraries load only where it is used; and off the
+    # loop, which would stand still meanwhile.
     if settings.log == "jetstream":
+        await asyncio.to_thread(import_module, "flux_svc.groups.jetstream.groups")
         from flux_svc.groups.jetstream.groups import JetStreamGroups
         from flux_svc.logs.jetstream.log import JetStreamLog
 

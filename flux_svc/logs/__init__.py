@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 
 from aither_sdk.errors import AitherError
 from aither_sdk.settings import FluxSettings
 from flux_svc.logs.base import EventLog
+
+_HOMES = {
+    "memory": "flux_svc.logs.memory",
+    "sqlite": "flux_svc.logs.sqlite.log",
+    "jetstream": "flux_svc.logs.jetstream.log",
+}
 
 
 @asynccontextmanager
@@ -33,7 +41,9 @@ async def open_log(
 async def _open(
     settings: FluxSettings, data_dir: Path, ended: Callable[[AitherError], None]
 ) -> EventLog:
-    # Imported where chosen, so that a log's libraries load only where it is used.
+    # Imported where chosen, so that a log's libraries load only where it is used; and off the loop,
+    # which nats-py alone would hold up for a third of a second.
+    await asyncio.to_thread(import_module, _HOMES[settings.log])
     if settings.log == "memory":
         from flux_svc.logs.memory import MemoryLog
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,6 +63,20 @@ def test_two_lines_make_any_program_tell_of_its_stalls() -> None:
     assert "__main__.main (<string>:8)" in ended.stderr
     assert "beyond expected 0.025s (total=" in ended.stderr
     assert ended.stdout == ""
+
+
+def test_a_certificate_that_cannot_be_read_silences_no_stall(tmp_path: Path) -> None:
+    missing = str(tmp_path / "ca.pem")
+    ended = run_script(
+        TWO_LINES,
+        OTEL_EXPORTER_OTLP_ENDPOINT="https://127.0.0.1:9",
+        OTEL_EXPORTER_OTLP_CERTIFICATE=missing,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "EVENT LOOP STALL #1: blocked for 0." in ended.stderr
+    assert ended.stderr.count("stall.spans_do_not_arrive") == 1
+    assert missing in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 KEPT_GIL_AND_SIGNALS = """
