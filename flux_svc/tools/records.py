@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +18,9 @@ Row = tuple[int, int, int, str, str, str, bytes]
 """Sequence, recorded_ns, crc, subject, source, id, frame: so they were stored."""
 Found = tuple[Any, ...]
 """The same as it stands there: one bit makes another kind of a column."""
-_ROWS = (
-    "SELECT sequence, recorded_ns, crc, subject, source, id, frame FROM events "
-    "WHERE sequence BETWEEN ? AND ? ORDER BY sequence"
-)
+_COLUMNS = "SELECT sequence, recorded_ns, crc, subject, source, id, frame FROM events"
+_ROWS = f"{_COLUMNS} WHERE sequence BETWEEN ? AND ? ORDER BY sequence"
+_LARGEST = 2**62
 _HIDDEN = "nothing is found there, and the structure of the file is damaged"
 
 
@@ -56,6 +57,120 @@ def records(connection: sqlite3.Connection, first: int, last: int) -> Iterator[G
         following = _following(connection, first)
         if following is not None:
             first = max(first, following)
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """What a walk through the table as it lies has met, whatever numbers its tree has."""
+
+    strays: dict[int, Good]
+    """Whole events that a search by their number does not find, by their own number."""
+    oldest: int
+    newest: int
+    """Of whole events, by their own numbers; 0: there is none."""
+
+
+def census(connection: sqlite3.Connection) -> Census:
+    """Meets every row twice, from both ends, for a page that cannot be read ends a walk. One bit in
+    the number of a row hides it and, from a search, those beside it. Blocking; as `records` it
+    changes how texts are read."""
+    found = _Ranges()
+    for record in records(connection, 0, _LARGEST):
+        good = record if isinstance(record, Good) else record.mended
+        if good is not None:
+            found.add(good.row[0])
+    strays: dict[int, Good] = {}
+    oldest = newest = 0
+    for order in ("", "ORDER BY sequence DESC"):
+        for row in _walk(connection, order):
+            good = _by_itself(row)
+            if good is None:
+                continue
+            own = good.row[0]
+            oldest, newest = min(oldest or own, own), max(newest, own)
+            if own not in found:
+                strays[own] = good
+    return Census(strays, oldest, newest)
+
+
+def in_their_places(found: Iterable[Good | Bad]) -> Iterator[Good | Bad]:
+    """Without the rows whose event is whole and another's number stands before it: it may be the
+    number of one that is there as well, and they are among the strays."""
+    for record in found:
+        if isinstance(record, Bad) and record.mended is None and record.row is not None:
+            if _by_itself(record.row) is None:
+                yield record
+        else:
+            yield record
+
+
+def placed(found: Iterable[Good | Bad], strays: dict[int, Good]) -> Iterator[Good | Bad]:
+    """`found`, in order, with the strays in the places of what was missing or bad there."""
+    waiting = deque(sorted(strays))
+
+    def until(number: int) -> Iterator[Good]:
+        while waiting and waiting[0] < number:
+            yield strays[waiting.popleft()]
+
+    for record in found:
+        if isinstance(record, Good) or record.mended is not None:
+            number = record.row[0] if isinstance(record, Good) else record.from_sequence
+            yield from until(number)
+            if waiting and waiting[0] == number:
+                waiting.popleft()
+            yield record
+            continue
+        begin, row = record.from_sequence, record.row
+        yield from until(begin)
+        while waiting and waiting[0] <= record.to_sequence:
+            if begin < waiting[0]:
+                yield Bad(begin, waiting[0] - 1, record.why)
+            begin, row = waiting[0] + 1, None
+            yield strays[waiting.popleft()]
+        if begin <= record.to_sequence:
+            yield Bad(begin, record.to_sequence, record.why, row)
+    yield from until(_LARGEST)
+
+
+class _Ranges:
+    """Numbers that mostly rise one by one."""
+
+    def __init__(self) -> None:
+        self._low: list[int] = []
+        self._high: list[int] = []
+
+    def add(self, number: int) -> None:
+        """Not less than any before it."""
+        if self._high and number <= self._high[-1] + 1:
+            self._high[-1] = max(number, self._high[-1])
+        else:
+            self._low.append(number)
+            self._high.append(number)
+
+    def __contains__(self, number: int) -> bool:
+        at = bisect_right(self._low, number) - 1
+        return at >= 0 and number <= self._high[at]
+
+
+def _walk(connection: sqlite3.Connection, order: str) -> Iterator[Found]:
+    try:
+        yield from connection.execute(f"{_COLUMNS} {order}")
+    except sqlite3.DatabaseError:
+        return  # what lies behind is met from the other end, or looked up
+
+
+def _by_itself(row: Found) -> Good | None:
+    """The event of a row whatever number the row has; None: it is not whole."""
+    judgement = judged(row)
+    if isinstance(judgement, Good) or judgement.mended is not None:
+        return judgement if isinstance(judgement, Good) else judgement.mended
+    frame = row[6]
+    try:
+        own = event_of(frame).sequence
+    except (DecodeError, IndexError, TypeError):
+        return None
+    again = judged((own, *row[1:]))
+    return again if isinstance(again, Good) else again.mended
 
 
 def with_hidden(

@@ -31,11 +31,14 @@ from flux_svc.logs.sqlite.schema import create
 from flux_svc.logs.sqlite.stream import StreamRow, load_stream, store_stream
 from flux_svc.logs.sqlite.wal import commits_behind_the_end
 from flux_svc.logs.sqlite.writer import TIMES_EVERY_EVENTS
-from flux_svc.tools.records import Bad, Good, records, with_hidden
+from flux_svc.tools.records import Bad, Good, census, in_their_places, placed, records, with_hidden
 from flux_svc.tools.verify import Progress
 
 _NEW_NAME = "flux.db.new"
 _BATCH = 1000
+_HIDDEN_BEHIND = 1_000_000
+"""So far behind the newest whole event others are looked for; the row that says where the log ends
+may be damaged, too."""
 T = TypeVar("T")
 
 
@@ -168,15 +171,18 @@ def _save(
     known = _or(lambda: load_stream(old, source), None)
     done.epoch_changed = torn or known is None
     create(fresh, known.epoch if known and not torn else uuid.uuid4().hex)
-    last = max(known.last_sequence if known else 0, _or(lambda: _newest(old), 0))
+    whole = census(old)
+    last = max(known.last_sequence if known else 0, whole.newest)
     states = _or(lambda: dict(old.execute("SELECT subject, last_sequence FROM subjects")), None)
     side = _SideFile(side_file)
     builder = _Builder(fresh)
-    first = _or(lambda: _oldest(old), known.floor if known else 1)
-    found: Iterable[Good | Bad] = records(old, first, last)
+    first = whole.oldest or (known.floor if known else 1)
+    found: Iterable[Good | Bad] = in_their_places(records(old, first, last))
     if not _or(lambda: _is_sound(old), False):
         first = min(first, known.floor) if known else first
-        found = with_hidden(old, found, first, last, _or(lambda: _removed(old), frozenset()))
+        looked_at = min(last, whole.newest + _HIDDEN_BEHIND)
+        found = with_hidden(old, found, first, looked_at, _or(lambda: _removed(old), frozenset()))
+    found = placed(found, whole.strays)
     fresh.execute("BEGIN IMMEDIATE")
     for record in found:
         good = record if isinstance(record, Good) else record.mended
@@ -320,14 +326,6 @@ class _SideFile:
 
 def _plain(value: object) -> object:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
-
-
-def _newest(connection: sqlite3.Connection) -> int:
-    return connection.execute("SELECT max(sequence) FROM events").fetchone()[0] or 0
-
-
-def _oldest(connection: sqlite3.Connection) -> int:
-    return connection.execute("SELECT min(sequence) FROM events").fetchone()[0] or 1
 
 
 def _is_sound(connection: sqlite3.Connection) -> bool:
