@@ -71,7 +71,8 @@ class Survey:
     @property
     def well(self) -> bool:
         ready = all(service.state == READY for service in self.services)
-        return ready and not self.unwell() and not self.log_trouble
+        log_known = self.stream is not None or all(one.name != "flux" for one in self.services)
+        return ready and log_known and not self.unwell() and not self.log_trouble
 
     @property
     def log_trouble(self) -> str:

@@ -10,6 +10,7 @@ from contextvars import ContextVar, Token
 from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
+from math import isfinite
 from typing import Any, Final
 
 from google.protobuf import descriptor_pool, json_format, message_factory
@@ -147,11 +148,26 @@ def pack(into: AnyMessage, payload: Message | Mapping[str, Any]) -> None:
     if isinstance(payload, Message):
         message = payload
     else:
+        _refuse_no_numbers(payload)
         message = Struct()
         message.update(dict(payload))
     # What Any.Pack does, without its detour through Python.
     into.type_url = _TYPE_URL_PREFIX + message.DESCRIPTOR.full_name
     into.value = message.SerializeToString()
+
+
+def _refuse_no_numbers(value: Any) -> None:
+    """JSON has none of them: a reader that prints the event, grpcurl for one, would fail on it and
+    on all that it was sent with."""
+    if isinstance(value, float):
+        if not isfinite(value):
+            raise ValueError(f"{value} is no number of JSON; leave it out, or send text")
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            _refuse_no_numbers(one)
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            _refuse_no_numbers(one)
 
 
 FRAME_TAG: Final = b"\x0a"

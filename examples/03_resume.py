@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from aither_sdk import EARLIEST, Subscriber, after, fields_of, load_settings
+from aither_sdk.errors import FailedPrecondition
 
 KEPT = Path(os.environ.get("KEPT", ".aither/example-sum.json"))
 
@@ -37,4 +38,7 @@ def keep(**kept: object) -> None:
 
 
 with suppress(KeyboardInterrupt):  # Ctrl-C is the way out
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except FailedPrecondition as error:  # the sum belongs to a log that is there no more
+        raise SystemExit(f"{error.message}; to begin anew: rm {KEPT}") from None

@@ -39,3 +39,4 @@ def test_status_says_why_and_is_not_well() -> None:
     assert "  it takes no events: no space is left for flux.db; free some" in survey.lines()
     assert (survey.well, survey.as_json()["well"]) == (False, False)
     assert Survey([flux], WELL, None).well
+    assert not Survey([flux], None, None).well, "it answers health and nothing else"

@@ -193,3 +193,12 @@ def test_fields_are_those_of_a_mapping_and_of_nothing_else() -> None:
     assert fields_of(new_event("a.b", {"n": 1}, source="s")) == {"n": 1.0}
     with pytest.raises(InvalidArgument, match='"nothing"; a mapping is needed'):
         fields_of(new_event("a.b", source="s"))
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), [1.0, float("-inf")], {"b": float("nan")}]
+)
+def test_what_json_has_no_number_for_is_refused(value: object) -> None:
+    with pytest.raises(InvalidArgument, match="no number of JSON") as raised:
+        new_event("a.b", {"a": value}, source="s")
+    assert raised.value.violations[0].field == "payload"
