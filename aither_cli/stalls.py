@@ -106,7 +106,7 @@ def show(
 def fold(events: Iterable[Event], begins: str = "") -> list[Told]:
     """The stalls that events tell of, newest first; `events` come newest first, too.
 
-    The end of a stall and its detection are one stall: what was said last counts.
+    The end of a stall and its detection are one stall, and its end counts.
     """
     from aither.runtime.v1.runtime_events_pb2 import LoopStallDetected, LoopStalled
     from aither_cli.payloads import unpacked
@@ -118,7 +118,9 @@ def fold(events: Iterable[Event], begins: str = "") -> list[Told]:
             stall = news.stall
             if stall.stall_id.startswith(begins):
                 told = Told(stall, event.sequence, isinstance(news, LoopStalled))
-                found.setdefault(stall.stall_id, told)
+                known = found.setdefault(stall.stall_id, told)
+                if told.ended and not known.ended:
+                    found[stall.stall_id] = told
     return list(found.values())
 
 

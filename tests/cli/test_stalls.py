@@ -62,6 +62,8 @@ def test_detection_and_end_of_a_stall_are_one() -> None:
         ("a", True, 2),
     ]
     assert [told.sequence for told in fold(newest_first, "a")] == [2]
+    (late,) = fold([said(rt.LoopStallDetected(stall=stall("a" * 32)), 4), newest_first[1]])
+    assert late.ended, "a detection that came late opens nothing again"
 
 
 def test_a_strangers_payload_on_the_subject_is_passed_over() -> None:
