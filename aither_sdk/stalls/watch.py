@@ -27,13 +27,14 @@ from aither_sdk.errors import AitherError, FailedPrecondition, InvalidArgument
 from aither_sdk.stalls.calls import CallsInFlight
 from aither_sdk.stalls.evidence import EvidenceLine, Unavailable
 from aither_sdk.stalls.gauges import Collections, LoopGauge
+from aither_sdk.stalls.observed import Identity, Witnessed
 from aither_sdk.stalls.quota import Quota
 from aither_sdk.stalls.record import SpanRef
 from aither_sdk.stalls.sampling import is_foreign
 from aither_sdk.stalls.sinks import open_sink
 from aither_sdk.stalls.stacks import Frame, spell, survey
 from aither_sdk.stalls.telling import Announce, LagHistogram, Teller, open_lag_histogram
-from aither_sdk.stalls.watchdog import Identity, Watchdog, Witnessed
+from aither_sdk.stalls.watchdog import Watchdog
 from aither_sdk.stalls.words import say
 from aither_sdk.witness.parent import Witness
 

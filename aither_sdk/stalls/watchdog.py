@@ -5,33 +5,24 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from aither_sdk.beat import BEAT_INTERVAL_NS, NOTE_BYTES, Gap, Heart, Mark
 from aither_sdk.stalls.calls import CallsInFlight
-from aither_sdk.stalls.causes import Reading, count_handles, judge_cause
+from aither_sdk.stalls.causes import Reading, count_handles
 from aither_sdk.stalls.gauges import (
     Counters,
     LoopGauge,
-    ThreadState,
     Throttling,
     others_runnable,
     page_waits,
     suspended_ns,
 )
-from aither_sdk.stalls.record import MAX_SAMPLES, Sample, SpanRef, Stall, StallId, note_of
-from aither_sdk.stalls.sampling import Seen, look, other_stacks, running_tasks
-from aither_sdk.stalls.stacks import (
-    Frame,
-    Stack,
-    Territory,
-    find_culprit,
-    find_culprit_in_dump,
-    find_users,
-    heaviest,
-)
+from aither_sdk.stalls.observed import Identity, Observed, Witnessed, stall_of, with_witnessed
+from aither_sdk.stalls.record import MAX_SAMPLES, Stall, StallId, note_of
+from aither_sdk.stalls.sampling import look, other_stacks, running_tasks
+from aither_sdk.stalls.stacks import Territory, find_culprit, find_users
 from aither_sdk.stalls.waking import Waking, asking_ns
 from aither_sdk.stalls.words import say
 
@@ -50,60 +41,6 @@ _DEFECT_PAUSE_S = 0.1
 _IDLE_S = 0.05
 """Between two looks at a loop that nobody runs."""
 _SECOND_NS = 1_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose loop it is."""
-
-    service: str
-    instance_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Witnessed:
-    """Stacks that the witness obtained without the GIL."""
-
-    stall_id: str
-    stack: Stack
-    """Of the loop."""
-    other_stacks: tuple[Stack, ...]
-    """Of who held the GIL, where that was another thread."""
-    interrupted: SpanRef | None
-
-
-@dataclass(slots=True)
-class _Open:
-    """A stall that is being followed."""
-
-    mark: Mark
-    number: int
-    begin_unix_ns: int
-    late_ns: int = 0
-    starved_ns: int = 0
-    """The watchdog waited for a CPU."""
-    asked_ns: int = 0
-    """The watchdog asked for the GIL."""
-    looks: list[tuple[Seen, Frame | None, int]] = field(default_factory=list)
-    """What was seen, whose line it is, and the time that the look stands for."""
-    looked_ns: int = 0
-    states: list[ThreadState] = field(default_factory=list)
-    """Of the loop's thread, read while the stall was open; its end says nothing of it."""
-    runnable: int = 0
-    """How often another thread of the process could have run while the loop waited."""
-    told: bool = False
-    """Whether it was told while it was open."""
-    tasks: tuple[tuple[str, int], ...] = ()
-    others: tuple[Stack, ...] = ()
-
-    @property
-    def begin_ns(self) -> int:
-        return self.mark.at_ns + BEAT_INTERVAL_NS
-
-    @property
-    def state(self) -> ThreadState:
-        """What it was most of the time."""
-        return Counter(self.states).most_common(1)[0][0] if self.states else ThreadState()
 
 
 class Watchdog:
@@ -229,11 +166,11 @@ class Watchdog:
         running = self._loop.is_running() and not self._stop.is_set()
         return running and self._heart.mark is mark
 
-    def _open(self, mark: Mark, begin_unix_ns: int, late_ns: int) -> _Open:
+    def _open(self, mark: Mark, begin_unix_ns: int, late_ns: int) -> Observed:
         starved_ns, asked_ns = self._waking.starved_ns, self._waking.asked_ns
-        return _Open(mark, self.stalls, begin_unix_ns, late_ns, starved_ns, asked_ns)
+        return Observed(mark, self.stalls, begin_unix_ns, late_ns, starved_ns, asked_ns)
 
-    def _tell_open(self, open_: _Open) -> None:
+    def _tell_open(self, open_: Observed) -> None:
         open_.tasks = tuple(running_tasks(self._loop))
         self._note_state(open_)
         open_.told = True
@@ -242,7 +179,7 @@ class Watchdog:
         self._heart.cell.write_note(note_of(stall, NOTE_BYTES))
         self._detected(stall)
 
-    def _note_state(self, open_: _Open) -> None:
+    def _note_state(self, open_: Observed) -> None:
         """Once in a stall says little: on a busy machine a thread waits now for this, now for
         that."""
         state = self._gauge.state()
@@ -268,7 +205,7 @@ class Watchdog:
         self._hear_witness(open_, reading)
         self._ended(self._stall(open_, reading, ended=True))
 
-    def _hear_witness(self, open_: _Open, reading: Reading) -> None:
+    def _hear_witness(self, open_: Observed, reading: Reading) -> None:
         """Waits a moment for what the witness saw of a stall that this thread did not: its word
         lies in a pipe, whose reader needs the GIL as well, now that it is free."""
         if not self.has_witness or reading.watchdog_late_ns < _WITNESS_SPOKE_NS:
@@ -281,7 +218,7 @@ class Watchdog:
                 return
             self._waking.sleep(_HEARING_S)
 
-    def _look(self, open_: _Open) -> None:
+    def _look(self, open_: Observed) -> None:
         now_ns = time.monotonic_ns()
         seen = look(self._loop, self._gauge.ident)
         if seen is None or len(open_.looks) >= MAX_SAMPLES or self._heart.is_beat(seen.handle):
@@ -298,7 +235,7 @@ class Watchdog:
             but = frozenset({self._gauge.ident, threading.get_ident()})
             open_.others = tuple(other_stacks(but))
 
-    def _reading(self, open_: _Open, lag_ns: int, counters: Counters | None) -> Reading:
+    def _reading(self, open_: Observed, lag_ns: int, counters: Counters | None) -> Reading:
         before: Counters = open_.mark.counters
         now = counters or self._gauge.from_outside()
         throttled_ns, slept_ns, stopped_ns, pages = self._outside()
@@ -331,59 +268,10 @@ class Watchdog:
             handles=count_handles([(seen.handle, weight) for seen, _, weight in open_.looks]),
         )
 
-    def _stall(self, open_: _Open, reading: Reading, *, ended: bool) -> Stall:
-        cause = judge_cause(reading)
-        stall_id = StallId(self._identity.instance_id, open_.mark.sequence)
-        culprit = heaviest([(frame, weight) for _, frame, weight in open_.looks if frame])
-        blamed = next((seen for seen, frame, _ in open_.looks if frame == culprit), None)
-        span = blamed.span if blamed is not None else None
-        stall = Stall(
-            stall_id=stall_id,
-            number=open_.number,
-            service=self._identity.service,
-            begin_ns=open_.begin_ns,
-            begin_unix_ns=open_.begin_unix_ns,
-            reading=reading,
-            cause=cause,
-            ended=ended,
-            detected_in_time=open_.told,
-            expected_ns=BEAT_INTERVAL_NS,
-            culprit=culprit,
-            stack=blamed.stack if blamed is not None else (),
-            task_name=blamed.task_name if blamed is not None else "",
-            coroutine=blamed.coroutine if blamed is not None else "",
-            interrupted=(
-                SpanRef(span.trace_id, span.span_id, span.trace_flags.sampled)
-                if span is not None
-                else None
-            ),
-            samples=tuple(
-                Sample(frame, weight, seen.coroutine) for seen, frame, weight in open_.looks
-            ),
-            tasks=open_.tasks,
-            calls=self._calls.running(),
-            other_stacks=open_.others if reading.handles == 0 else (),
-        )
-        found = self._witnessed
-        # Looks that came late show where the thread stood when the GIL was free again.
-        blind = culprit is None or reading.watchdog_late_ns * 2 >= reading.lag_ns
-        if blind and found is not None and found.stall_id == stall_id.text:
-            stall = self._as_witnessed(stall, found)
-        return stall
-
-    def _as_witnessed(self, stall: Stall, found: Witnessed) -> Stall:
-        blamed = found.other_stacks[0] if found.other_stacks else found.stack
-        culprit = find_culprit_in_dump(blamed, self._territory)
-        known = stall.culprit
-        if culprit is not None and known is not None and known.is_qualified_of(culprit):
-            culprit = replace(culprit, function=known.function)
-        return replace(
-            stall,
-            culprit=culprit or known,
-            stack=found.stack or stall.stack,
-            other_stacks=found.other_stacks or stall.other_stacks,
-            interrupted=stall.interrupted or found.interrupted,
-        )
+    def _stall(self, open_: Observed, reading: Reading, *, ended: bool) -> Stall:
+        calls = self._calls.running()
+        stall = stall_of(open_, reading, self._identity, calls, ended=ended)
+        return with_witnessed(stall, self._witnessed, self._territory)
 
     def _gap_after(self, mark: Mark) -> Gap | None:
         while self._heart.gaps:
@@ -393,7 +281,7 @@ class Watchdog:
             self._tell_missed(gap, 0)
         return None
 
-    def _wait(self, open_: _Open, seconds: float) -> None:
+    def _wait(self, open_: Observed, seconds: float) -> None:
         self._waking.sleep(seconds)
         open_.late_ns += self._waking.late_ns
         open_.starved_ns += self._waking.starved_ns
