@@ -108,7 +108,7 @@ class StallPost:
             self._changed.notify()
         self._lose(over, "more stalls than Flux could be told of")
 
-    def close(self, timeout_s: float = 1.0) -> None:
+    def close(self, timeout_s: float = 2.0) -> None:
         """Brings what waits, within `timeout_s`. Blocking."""
         with self._changed:
             self._closing_at_s = time.monotonic() + timeout_s
@@ -145,10 +145,18 @@ class StallPost:
             if not self._silent:
                 self._silent = True
                 say("warning", "stall.flux_is_away", why=why, waiting=len(self._waiting))
-            with self._changed:
-                self._changed.wait_for(lambda: self._closing_at_s is not None, backoff.next_s(0.05))
-                if self._closing_at_s is not None and time.monotonic() >= self._closing_at_s:
-                    return
+            if not self._wait(backoff.next_s(0.05)):
+                return
+
+    def _wait(self, seconds: float) -> bool:
+        """Before another attempt; False: there is no time for one any more."""
+        with self._changed:
+            if self._closing_at_s is None:
+                self._changed.wait_for(lambda: self._closing_at_s is not None, seconds)
+            else:
+                self._changed.wait(seconds)
+            closing_at_s = self._closing_at_s
+        return closing_at_s is None or time.monotonic() < closing_at_s
 
     def _next(self) -> list[Event] | None:
         """Waits for events; None: it closes, and there are none."""

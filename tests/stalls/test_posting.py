@@ -44,6 +44,8 @@ async def body(life: Life) -> None:
         await asyncio.sleep(0.5)
         stand_still()
         await publisher.publish("demo.after", {})
+        if "ends" not in sys.argv:
+            await life.until_stop()
 
 
 run("gateway", body, argv=[])
@@ -52,7 +54,7 @@ run("gateway", body, argv=[])
 
 @contextmanager
 def gateway(
-    flux: ServiceProcess, folder: Path, lasts_s: float
+    flux: ServiceProcess, folder: Path, lasts_s: float, *then: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     script = folder / "gateway.py"
     script.write_text(SERVICE)
@@ -64,7 +66,7 @@ def gateway(
     }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, str(script), str(lasts_s)], env=environment, stdout=log, stderr=log
+            [sys.executable, str(script), str(lasts_s), *then], env=environment, stdout=log, stderr=log
         )
     try:
         yield process
@@ -101,9 +103,13 @@ def until(holds: Callable[[], bool], within_s: float = 30) -> None:
 
 
 def test_a_stall_is_on_flux_while_it_lasts_and_once_with_its_end(tmp_path: Path) -> None:
+    script = tmp_path / "gateway.py"
     with running("flux_svc", tmp_path / "flux") as flux, gateway(flux, tmp_path, 3) as service:
+        until(lambda: len(stalls(flux, script)) > 1)
+        until(lambda: bool(read(flux, "demo.after")))
+        service.terminate()
         assert service.wait(30) == 0
-        told = stalls(flux, tmp_path / "gateway.py")
+        told = stalls(flux, script)
         assert [kind for kind, _ in told] == ["LoopStallDetected", "LoopStalled"]
         [after] = read(flux, "demo.after")
         detected, ended = (event for _, event in told)
@@ -112,6 +118,16 @@ def test_a_stall_is_on_flux_while_it_lasts_and_once_with_its_end(tmp_path: Path)
         whole = LoopStalled()
         ended.payload.Unpack(whole)
         assert whole.stall.stall_duration.ToSeconds() >= 2
+
+
+def test_a_service_that_ends_with_its_stall_has_told_it(tmp_path: Path) -> None:
+    with (
+        running("flux_svc", tmp_path / "flux") as flux,
+        gateway(flux, tmp_path, 1, "ends") as service,
+    ):
+        assert service.wait(30) == 0
+        kinds = [kind for kind, _ in stalls(flux, tmp_path / "gateway.py")]
+        assert kinds == ["LoopStallDetected", "LoopStalled"]
 
 
 def test_a_stall_that_a_kill_ends_stays_on_flux(tmp_path: Path) -> None:
@@ -128,7 +144,9 @@ def test_a_flux_that_was_stopped_is_told_when_it_goes_on(tmp_path: Path) -> None
         os.kill(flux.pid, signal.SIGSTOP)
         time.sleep(2.5)  # for so long the stall falls on deaf ears
         os.kill(flux.pid, signal.SIGCONT)
-        assert service.wait(40) in (0, 1)
+        until(lambda: len(stalls(flux, tmp_path / "gateway.py")) > 1)
+        service.terminate()
+        assert service.wait(30) == 0
         kinds = [kind for kind, _ in stalls(flux, tmp_path / "gateway.py")]
         assert kinds == ["LoopStallDetected", "LoopStalled"]
 
@@ -206,6 +224,7 @@ def test_what_flux_never_takes_is_counted_and_said(said: list[str]) -> None:
     until(lambda: post.lost_events == 1)
     node.fails = grpc.StatusCode.UNAVAILABLE
     post.post(news(*(f"n{n}" for n in range(200))))
+    until(lambda: "stall.flux_is_away" in said)
     post.close(0.2)
     assert post.lost_events == 201
     assert said.count("stall.flux_is_away") == 1
