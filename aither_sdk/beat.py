@@ -1,7 +1,7 @@
 """The beat cell: two pages of shared memory in which a process says how it is.
 
-The loop writes, its watchdog thread writes, the witness process reads; no lock, no I/O, nothing
-that could make one wait for another. Each word has one writer.
+The loop writes, its watchdog thread writes, the witness process reads and writes words of its own;
+no lock, no I/O, nothing that could make one wait for another. Each word has one writer.
 """
 
 from __future__ import annotations

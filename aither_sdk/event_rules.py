@@ -26,6 +26,11 @@ _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 """What google.protobuf.Timestamp may say: the years 1 to 9999."""
 
 
+def too_many_events(count: int) -> str:
+    """What is told of a batch with more than MAX_BATCH_EVENTS."""
+    return f"{count} events; a batch has {MAX_BATCH_EVENTS} at most, send several"
+
+
 def check_event(event: Event) -> None:
     """Raises InvalidArgument naming every violated field, the encoded size aside."""
     if not is_plain(event):

@@ -289,7 +289,8 @@ class Life:
             _log.info("service.start_not_told", why=error.message)
 
     def stalled(self, news: Sequence[Message]) -> None:
-        """Tells of a stall. In any thread."""
+        """Tells of a stall. In any thread. Those of Flux itself from before it serves are told in
+        the log and in spans alone."""
         if self._announce is None or self.stall_post.opened:
             self.stall_post.post(news)
             return

@@ -36,7 +36,7 @@ LIFELINE_ENV = "AITHER_LIFELINE_FD"
 _TOO_SLOW = 3
 """Exit status of a drain that was cut off."""
 _END_S = 2.0
-"""After the drain timeout: for what was cancelled, the witness and telemetry."""
+"""After the drain timeout: for what was cancelled, the witness, the last stalls and telemetry."""
 _TELEMETRY_S = 1.0
 """For spans and log lines that are not sent yet."""
 _log = Words("aither_sdk")

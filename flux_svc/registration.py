@@ -11,7 +11,7 @@ from aither.flux.v1 import consumer_service_pb2, consumer_service_pb2_grpc
 from aither.flux.v1 import flux_service_pb2 as pb
 from flux_svc.consumer_servicer import ConsumerServicer
 from flux_svc.consuming import Consuming
-from flux_svc.drafts import Arrival
+from flux_svc.drafts import Arrival, publish_request
 from flux_svc.servicer import FluxServicer
 
 FLUX_SERVICE = pb.DESCRIPTOR.services_by_name["FluxService"].full_name
@@ -26,7 +26,7 @@ def add_flux(servicer: FluxServicer, consuming: Consuming) -> Callable[[grpc.aio
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Publish": grpc.unary_unary_rpc_method_handler(
             servicer.Publish,
-            request_deserializer=pb.PublishRequest.FromString,
+            request_deserializer=publish_request,
             response_serializer=pb.PublishResponse.SerializeToString,
         ),
         "PublishStream": grpc.stream_stream_rpc_method_handler(

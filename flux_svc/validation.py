@@ -24,6 +24,7 @@ from aither_sdk.event_rules import (
     event_violations,
     is_instant,
     is_plain,
+    too_many_events,
 )
 from aither_sdk.subjects import filter_violations, subject_fault
 
@@ -62,8 +63,7 @@ class EventRules:
             told = f"empty; send 1..{MAX_BATCH_EVENTS} events"
             raise InvalidArgument.of([FieldViolation("events", told)])
         if len(events) > MAX_BATCH_EVENTS:
-            told = f"{len(events)} events; a batch has {MAX_BATCH_EVENTS} at most, send several"
-            raise InvalidArgument.of([FieldViolation("events", told)])
+            raise InvalidArgument.of([FieldViolation("events", too_many_events(len(events)))])
         if size > MAX_BATCH_BYTES and (exact := sum(event.ByteSize() for event in events)) > (
             MAX_BATCH_BYTES
         ):

@@ -43,6 +43,8 @@ _MAX_LABELS, _MAX_LABEL_KEY_BYTES, _MAX_LABEL_BYTES = 32, 63, 255
 _MAX_TEXT_BYTES = 2_048
 _MAX_STATUSES = 64
 _MAX_TARGET_BYTES = 4_096
+_MOST_LOOKED_AT_BYTES = 16 * _MAX_TARGET_BYTES
+"""Of one that is larger nothing else is told: a request has room for millions of wrong statuses."""
 """Encoded; so that a list of the whole fleet fits into one message."""
 _MAX_CIRCLES_TOLD = 100
 """Looking for the way round costs time; nobody reads more."""
@@ -88,11 +90,16 @@ def filled(target: Target) -> Target:
 
 def target_violations(target: Target) -> list[Violation]:
     """Everything that is wrong with a target by itself."""
+    if target.ByteSize() > _MOST_LOOKED_AT_BYTES:
+        return [Violation((), _too_large(target))]
     found = [*_own(target), *_check(target.check), *_texts(target)]
     if not found and target.ByteSize() > _MAX_TARGET_BYTES:
-        told = f"{target.ByteSize()} bytes; a target has {_MAX_TARGET_BYTES} at most"
-        found.append(Violation((), told))
+        found.append(Violation((), _too_large(target)))
     return found
+
+
+def _too_large(target: Target) -> str:
+    return f"{target.ByteSize()} bytes; a target has {_MAX_TARGET_BYTES} at most"
 
 
 def fleet_violations(targets: Sequence[Target]) -> list[tuple[int, Violation]]:

@@ -16,6 +16,7 @@ from aither.pulse.v1.target_pb2 import TargetState
 from aither_sdk.errors import FieldViolation, InvalidArgument
 from pulse_svc.board import Board
 from pulse_svc.emitter import Emitter
+from pulse_svc.fleet import MAX_TARGETS
 from pulse_svc.roster import Roster
 from pulse_svc.vitals import VitalsReader
 from pulse_svc.watchers import Watchers
@@ -60,6 +61,8 @@ class PulseServicer(PulseServiceServicer):
         self, request: pb.ListTargetsRequest, context: Context
     ) -> pb.ListTargetsResponse:
         known = TargetState.values()
+        _check_count("names", len(request.names), MAX_TARGETS)
+        _check_count("states", len(request.states), len(known))
         violations = [
             FieldViolation(f"states[{i}]", f"{state} is no state of a target")
             for i, state in enumerate(request.states)
@@ -73,6 +76,7 @@ class PulseServicer(PulseServiceServicer):
     async def WatchTargets(
         self, request: pb.WatchTargetsRequest, context: Context
     ) -> AsyncIterator[pb.WatchTargetsResponse]:
+        _check_count("names", len(request.names), MAX_TARGETS)
         watcher = self._watchers.join(request.names)
         try:
             targets = 0
@@ -108,3 +112,8 @@ class PulseServicer(PulseServiceServicer):
         self, request: pb.GetVitalsRequest, context: Context
     ) -> pb.GetVitalsResponse:
         return pb.GetVitalsResponse(host=self._vitals.newest)
+
+
+def _check_count(field: str, count: int, most: int) -> None:
+    if count > most:
+        raise InvalidArgument.of([FieldViolation(field, f"{count} {field}; {most} at most")])

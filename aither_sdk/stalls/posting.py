@@ -61,9 +61,9 @@ class StallPost:
     """Takes events at any time and from any thread, and brings them to Flux, in order, as soon as
     it is told where Flux is.
 
-    An event has the id of what it tells, so that a repeat is no second event. What finds no room,
-    is refused, or is left when the post closes is counted (`event_loop.stalls.events_lost`) and
-    said in the log.
+    An event has the id of what it tells, so that a repeat is no second event. Once it is opened,
+    what finds no room, is refused, or is left when the post closes is counted
+    (`event_loop.stalls.events_lost`) and said in the log; before, nobody asked for it on Flux.
     """
 
     def __init__(self, source: str, *, publish: Publish = publish) -> None:
@@ -106,7 +106,8 @@ class StallPost:
             for _ in range(over):
                 self._waiting.popleft()
             self._changed.notify()
-        self._lose(over, "more stalls than Flux could be told of")
+        if self.opened:
+            self._lose(over, "more stalls than Flux could be told of")
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Brings what waits, within `timeout_s`. Blocking."""

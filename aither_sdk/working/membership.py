@@ -330,7 +330,11 @@ class Membership:
         """Ends what has ended, renews what is due."""
         now_s = self._clock.monotonic()
         # What has ended is ended first: after a stall nothing may be renewed that was lost in it.
-        self._lose(self.leases.ended(now_s), "it could not be renewed in time")
+        ended = self.leases.ended(now_s)
+        overdue = [lease for lease in ended if lease.overdue]
+        self._lose(overdue, "its handler took longer than it may, and did not end")
+        ended = [lease for lease in ended if not lease.overdue]
+        self._lose(ended, "it could not be renewed in time")
         if self.leadership.active and not self.leadership.holds(now_s):
             self._lose_leadership("the lease could not be renewed in time")
             self.stream.leave("leadership was lost; joining anew")

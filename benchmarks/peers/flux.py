@@ -80,7 +80,10 @@ class FluxBus:
         await asyncio.sleep(0)
 
     async def _send(self, payloads: Sequence[AnyMessage]) -> None:
-        await self._publisher.publish_many("bench.event", payloads)
+        try:
+            await self._publisher.publish_many("bench.event", payloads)
+        except DeadlineExceeded:  # it is still being sent
+            self._late_batches += 1
 
     async def publish_to(self, events: Sequence[tuple[str, bytes]]) -> None:
         """As `publish`, each event on a subject of its own."""
@@ -92,6 +95,8 @@ class FluxBus:
         for task in (*self._tasks, *self._sending):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._sending, return_exceptions=True)
+        if self._late_batches:
+            print(f"{self._late_batches} batches were not acknowledged within the publisher's time")
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ def checked(consumer: Consumer) -> Consumer:
     if len(consumer.backoff_durations) > MAX_BACKOFFS:
         told = f"{len(consumer.backoff_durations)} waits; {MAX_BACKOFFS} at most, the last repeats"
         found.append(_wrong("backoff_durations", told))
-    for index, one in enumerate(consumer.backoff_durations):
+    for index, one in enumerate(consumer.backoff_durations[:MAX_BACKOFFS]):
         if not _within(one, BACKOFF_S):
             told = f"{seconds(one):g} s; use {BACKOFF_S[0]:g}..{BACKOFF_S[1]:g} s"
             found.append(_wrong(f"backoff_durations[{index}]", told))
@@ -100,6 +100,9 @@ def checked(consumer: Consumer) -> Consumer:
 def changed(present: Consumer, wanted: Consumer, fields: Sequence[str]) -> Consumer:
     """The settings after an update. `fields` none: all of them. Raises InvalidArgument."""
     known = [field.name for field in Consumer.DESCRIPTOR.fields]
+    if len(fields) > len(known):
+        told = f"{len(fields)} paths; there are {len(known)} fields: {', '.join(known)}"
+        raise InvalidArgument.of([FieldViolation("update_mask.paths", told)])
     found = []
     for index, path in enumerate(fields):
         if path not in known:

@@ -20,7 +20,9 @@ Found = tuple[Any, ...]
 """The same as it stands there: one bit makes another kind of a column."""
 _COLUMNS = "SELECT sequence, recorded_ns, crc, subject, source, id, frame FROM events"
 _ROWS = f"{_COLUMNS} WHERE sequence BETWEEN ? AND ? ORDER BY sequence"
-_LARGEST = 2**62
+LARGEST = 2**62
+_BLIND_STEPS = 100
+"""In a row, behind which nothing can be found: so many are tried, for it may be one page only."""
 _HIDDEN = "nothing is found there, and the structure of the file is damaged"
 
 
@@ -50,11 +52,13 @@ def records(connection: sqlite3.Connection, first: int, last: int) -> Iterator[G
     the connection is within a transaction. Texts of the connection are read as they stand from then
     on."""
     connection.text_factory = _as_it_stands
-    while first <= last:
+    blind = 0
+    while first <= last and blind < _BLIND_STEPS:
         end = min(first + _STEP - 1, last)
         yield from _piece(connection, first, end)
         first = end + 1
         following = _following(connection, first)
+        blind = blind + 1 if following is None else 0
         if following is not None:
             first = max(first, following)
 
@@ -75,7 +79,7 @@ def census(connection: sqlite3.Connection) -> Census:
     the number of a row hides it and, from a search, those beside it. Blocking; as `records` it
     changes how texts are read."""
     found = _Ranges()
-    for record in records(connection, 0, _LARGEST):
+    for record in records(connection, 0, LARGEST):
         good = record if isinstance(record, Good) else record.mended
         if good is not None:
             found.add(good.row[0])
@@ -91,6 +95,14 @@ def census(connection: sqlite3.Connection) -> Census:
             if own not in found:
                 strays[own] = good
     return Census(strays, oldest, newest)
+
+
+def between(found: Iterable[Good | Bad], first: int, last: int) -> Iterator[Good | Bad]:
+    """Those of these numbers."""
+    for record in found:
+        number = record.row[0] if isinstance(record, Good) else record.from_sequence
+        if first <= number <= last:
+            yield record
 
 
 def in_their_places(found: Iterable[Good | Bad]) -> Iterator[Good | Bad]:
@@ -129,7 +141,7 @@ def placed(found: Iterable[Good | Bad], strays: dict[int, Good]) -> Iterator[Goo
             yield strays[waiting.popleft()]
         if begin <= record.to_sequence:
             yield Bad(begin, record.to_sequence, record.why, row)
-    yield from until(_LARGEST)
+    yield from until(LARGEST)
 
 
 class _Ranges:

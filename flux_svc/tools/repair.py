@@ -9,7 +9,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,17 @@ from flux_svc.logs.sqlite.schema import create
 from flux_svc.logs.sqlite.stream import StreamRow, load_stream, store_stream
 from flux_svc.logs.sqlite.wal import commits_behind_the_end
 from flux_svc.logs.sqlite.writer import TIMES_EVERY_EVENTS
-from flux_svc.tools.records import Bad, Good, census, in_their_places, placed, records, with_hidden
+from flux_svc.tools.records import (
+    LARGEST,
+    Bad,
+    Good,
+    between,
+    census,
+    in_their_places,
+    placed,
+    records,
+    with_hidden,
+)
 from flux_svc.tools.verify import Progress
 
 _NEW_NAME = "flux.db.new"
@@ -176,10 +186,10 @@ def _save(
     states = _or(lambda: dict(old.execute("SELECT subject, last_sequence FROM subjects")), None)
     side = _SideFile(side_file)
     builder = _Builder(fresh)
-    first = whole.oldest or (known.floor if known else 1)
-    found: Iterable[Good | Bad] = in_their_places(records(old, first, last))
+    first = min(one for one in (whole.oldest, known.floor if known else 0, last + 1) if one)
+    # By the same steps as the census: a damaged number hides others from other searches.
+    found = between(in_their_places(records(old, 0, LARGEST)), first, last)
     if not _or(lambda: _is_sound(old), False):
-        first = min(first, known.floor) if known else first
         looked_at = min(last, whole.newest + _HIDDEN_BEHIND)
         found = with_hidden(old, found, first, looked_at, _or(lambda: _removed(old), frozenset()))
     found = placed(found, whole.strays)

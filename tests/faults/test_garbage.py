@@ -15,8 +15,8 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 
+from aither.flux.v1 import consumer_service_pb2, consumer_service_pb2_grpc, flux_service_pb2_grpc
 from aither.flux.v1 import flux_service_pb2 as pb
-from aither.flux.v1 import flux_service_pb2_grpc
 from aither.flux.v1.event_pb2 import Event
 from aither_sdk.channels import open_channel
 from aither_sdk.errors import AitherError
@@ -317,3 +317,37 @@ def test_five_mistakes_in_the_configuration_are_five_lines(tmp_path: Path) -> No
     lines = ended.stderr.strip().splitlines()
     assert len(lines) == 5
     assert all(line.startswith(f"flux: {config}:") for line in lines)
+
+
+@pytest.mark.parametrize("path", ["Publish", "PublishStream"])
+async def test_millions_of_empty_events_are_refused_by_their_number(
+    flux: ServiceProcess, path: str
+) -> None:
+    many = b"\x0a\x00" * 2_000_000
+    async with open_channel(flux.address) as channel:
+        untyped: Any = channel
+        method = f"/aither.flux.v1.FluxService/{path}"
+        if path == "Publish":
+            call = untyped.unary_unary(method)(many, timeout=30)
+        else:
+            call = untyped.stream_stream(method)(iter([many]), timeout=30).read()
+        error = await refusal(call)
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "2000000 events; a batch has 4096 at most" in error.message
+
+
+async def test_a_mask_of_millions_of_paths_is_refused_by_their_number(flux: ServiceProcess) -> None:
+    async with open_channel(flux.address) as channel:
+        groups: Any = consumer_service_pb2_grpc.ConsumerServiceStub(channel)
+        masked = consumer_service_pb2.Consumer(name="masked", filters=["a.b"])
+        await groups.CreateConsumer(consumer_service_pb2.CreateConsumerRequest(consumer=masked))
+        update = consumer_service_pb2.UpdateConsumerRequest(consumer=masked)
+        update.update_mask.paths.extend(["x"] * 100_000)
+        error = await refusal(groups.UpdateConsumer(update))
+        assert [one.field for one in error.violations] == ["update_mask.paths"]
+        waiting = consumer_service_pb2.Consumer(name="waiting", filters=["a.b"])
+        for _ in range(100_000):
+            waiting.backoff_durations.add(seconds=-1)
+        create = consumer_service_pb2.CreateConsumerRequest(consumer=waiting)
+        error = await refusal(groups.CreateConsumer(create))
+        assert "100000 waits; 32 at most" in error.message

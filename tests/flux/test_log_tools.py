@@ -32,13 +32,13 @@ from tests.conformance.log_house import event, holes_of, read_all, sequences
 COUNT = 3000
 
 
-async def _written(folder: Path) -> SqliteLog:
+async def _written(folder: Path, count: int = COUNT) -> SqliteLog:
     clock = FakeClock()
     log = await SqliteLog.open(folder, clock=clock)
-    batch = [event(f"a.{n % 7}", id=f"x{n}", expire_ns=10**18 + n) for n in range(1, COUNT + 1)]
+    batch = [event(f"a.{n % 7}", id=f"x{n}", expire_ns=10**18 + n) for n in range(1, count + 1)]
     for one in batch:
         one.payload.value = b"payload" * 10
-    for start in range(0, COUNT, 1000):
+    for start in range(0, count, 1000):
         await log.append(batch[start : start + 1000])
         clock.advance(5)
     await log.remove([10, 11, 500])
@@ -171,15 +171,17 @@ async def test_a_page_that_is_damaged_costs_only_what_was_on_it(tmp_path: Path) 
     await log.close()
 
 
-async def test_a_bit_in_the_number_of_a_row_costs_no_event(tmp_path: Path) -> None:
-    log = await _written(tmp_path / "whole")
+@pytest.mark.parametrize("count", [COUNT, 2500])
+async def test_a_bit_in_the_number_of_a_row_costs_no_event(tmp_path: Path, count: int) -> None:
+    """By its number an event is searched in steps; the last one is whole or not."""
+    log = await _written(tmp_path / "whole", count)
     before = await read_all(log)
     await log.close()
     whole = (tmp_path / "whole" / FILE_NAME).read_bytes()
     rng = random.Random(42)
     numbers = _row_numbers(whole)
-    assert len(numbers) > COUNT / 2
-    for turn, (at, length) in enumerate(rng.sample(numbers, 30)):
+    assert len(numbers) > count / 2
+    for turn, (at, length) in enumerate(rng.sample(numbers, 20)):
         content = bytearray(whole)
         content[at + rng.randrange(length)] ^= 1 << rng.randrange(7)
         folder = tmp_path / str(turn)
@@ -191,6 +193,27 @@ async def test_a_bit_in_the_number_of_a_row_costs_no_event(tmp_path: Path) -> No
         assert await read_all(log) == before, (turn, at, done)
         await log.close()
         assert not verify(folder).count
+
+
+async def test_a_damaged_last_page_ends_no_repair(tmp_path: Path) -> None:
+    log = await _written(tmp_path)
+    before = sequences(await read_all(log))
+    await log.close()
+    _damage_a_page(tmp_path, f"x{COUNT}")
+    done = repair(tmp_path)
+    log = await SqliteLog.open(tmp_path)
+    left = sequences(await read_all(log))
+    assert left == before[: len(left)]
+    assert 0 < COUNT - left[-1] < 60
+    assert done.lost == [(left[-1] + 1, COUNT)]
+    await log.close()
+
+
+async def test_a_damaged_oldest_event_is_told(tmp_path: Path) -> None:
+    log = await _written(tmp_path)
+    await log.close()
+    _run(tmp_path, "UPDATE events SET frame = x'00' WHERE sequence = 4")
+    assert repair(tmp_path).lost == [(4, 4)]
 
 
 def _row_numbers(content: bytes) -> list[tuple[int, int]]:

@@ -338,3 +338,10 @@ def test_whatever_stands_in_a_target_gives_a_fleet_or_the_typed_error(value: Any
 def test_whatever_bytes_a_file_holds_give_a_fleet_or_the_typed_error(raw: bytes | str) -> None:
     data = raw if isinstance(raw, bytes) else raw.encode()
     _only_the_typed_error(lambda: read_fleet(parse_yaml(PATH, data)))
+
+
+def test_of_a_target_of_megabytes_its_size_alone_is_told() -> None:
+    target = Target(name="large")
+    target.check.http.expect_status.extend([7] * 1_000_000)
+    (told,) = target_violations(target)
+    assert "a target has 4096 at most" in told.message

@@ -66,7 +66,10 @@ def gateway(
     }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, str(script), str(lasts_s), *then], env=environment, stdout=log, stderr=log
+            [sys.executable, str(script), str(lasts_s), *then],
+            env=environment,
+            stdout=log,
+            stderr=log,
         )
     try:
         yield process
@@ -189,7 +192,7 @@ def test_what_happens_before_flux_is_known_is_told_when_it_is() -> None:
     post.post(news("a"))
     assert not post.opened
     post.open("one:1")
-    post.close()
+    post.close(20)
     assert node.took == ["a-LoopStallDetected"]
 
 

@@ -107,7 +107,7 @@ print(json.dumps([(s.cause, s.culprit.function if s.culprit else "") for s in to
 
 
 def test_a_call_that_keeps_the_gil_and_a_signals_handler_are_not_excused() -> None:
-    wanted = {"__main__.keep_gil", "gil_held_elsewhere"}
+    wanted = {"__main__.keep_gil", "__main__.on_signal", "gil_held_elsewhere"}
 
     def seen() -> set[str]:
         ended = run_script(KEPT_GIL_AND_SIGNALS)
@@ -115,7 +115,6 @@ def test_a_call_that_keeps_the_gil_and_a_signals_handler_are_not_excused() -> No
         told = json.loads(ended.stdout)
         print(told)
         blamed = {function for cause, function in told if cause == "blocking_syscall"}
-        assert "__main__.on_signal" in blamed
         return wanted & (blamed | {cause for cause, _ in told})
 
     assert in_one_of_three(lambda: seen() == wanted)
