@@ -14,6 +14,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from aither.flux.v1.event_pb2 import Event
 from aither.flux.v1.flux_service_pb2 import DURABILITY_MEMORY
+from aither_sdk.errors import DeadlineExceeded
 from aither_sdk.events import new_event
 from aither_sdk.publishing.publisher import Publisher
 from aither_sdk.subscribing.subscriber import Subscriber, SubscriberState
@@ -38,6 +39,7 @@ class FluxBus:
         self.pid = pid
         self._reads_payloads = reads_payloads
         self._sending: set[asyncio.Task[None]] = set()
+        self._late_batches = 0
         self._address = address
         self._publisher = publisher
         self._stack = stack
