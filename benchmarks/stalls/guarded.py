@@ -4,8 +4,8 @@
 
 health      grpc.health.v1 twice: by a grpc.aio servicer on the loop, and by the library's own on
             threads beside it
-aiocop      https://pypi.org/project/aiocop/
-loopsentry  https://pypi.org/project/loopsentry/
+aiocop      (PyPI: aiocop)
+loopsentry  (PyPI: loopsentry)
 
 Says `ready`, then what `stall_on_demand` says, and `told TIME TEXT` (JSON) when the guard reports.
 """
