@@ -18,8 +18,10 @@ from aither_sdk.errors import AitherError, InvalidArgument
 
 REASON = "UNREADABLE_REQUEST"
 
+# Requests and responses are opaque here: an interceptor serves every method.
 Context = Any
 Behavior = Callable[[Any, Context], Any]
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 Decode = Callable[[bytes], Any]
 Refuse = Callable[[Context, AitherError], Awaitable[object]]
 """Ends the call with this error; does not return."""
@@ -74,9 +76,7 @@ class DecodingInterceptor(grpc.aio.ServerInterceptor):
         self._refuse = refuse
 
     async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_deserializer is None:
@@ -85,7 +85,7 @@ class DecodingInterceptor(grpc.aio.ServerInterceptor):
             "request_deserializer": lenient(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
-        make, behavior = _shape(handler)
+        make, behavior = shape(handler)
         return make(self._guarded(behavior, handler.request_streaming), **serializers)
 
     def _guarded(self, behavior: Behavior, request_streaming: bool) -> Behavior:
@@ -131,7 +131,8 @@ class _Readable:
         return request
 
 
-def _shape(handler: Any) -> tuple[Callable[..., Any], Behavior]:
+def shape(handler: Any) -> tuple[Callable[..., Any], Behavior]:
+    """What makes a handler of this kind, and what this one does."""
     if handler.unary_unary:
         return grpc.unary_unary_rpc_method_handler, handler.unary_unary
     if handler.unary_stream:

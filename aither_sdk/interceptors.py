@@ -7,7 +7,7 @@ import asyncio
 import inspect
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, NoReturn
 
@@ -15,6 +15,7 @@ import grpc
 from grpc_status import rpc_status
 from opentelemetry import metrics, propagate, trace
 
+from aither_sdk.decoding import Behavior, Context, Continuation, shape
 from aither_sdk.errors import AitherError, DeadlineExceeded, Internal
 from aither_sdk.rpc_status import to_status
 from aither_sdk.stalls.calls import CallsInFlight
@@ -22,11 +23,6 @@ from aither_sdk.stalls.record import SpanRef
 from aither_sdk.words import Words
 
 _log = Words("aither_sdk")
-
-# Requests and responses are opaque here: an interceptor serves every method.
-Context = Any
-Behavior = Callable[[Any, Context], Any]
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -175,18 +171,12 @@ def _wrap(
     stream: Callable[[Behavior], Behavior] | None,
 ) -> Any:
     """The handler with its behaviour wrapped: `unary` for one response, `stream` for many."""
-    if handler is None:
-        return None
-    serializers = {
-        "request_deserializer": handler.request_deserializer,
-        "response_serializer": handler.response_serializer,
-    }
-    if handler.unary_unary:
-        return grpc.unary_unary_rpc_method_handler(unary(handler.unary_unary), **serializers)
-    if handler.stream_unary:
-        return grpc.stream_unary_rpc_method_handler(unary(handler.stream_unary), **serializers)
-    if stream is None:
+    around = stream if handler is not None and handler.response_streaming else unary
+    if handler is None or around is None:
         return handler
-    if handler.unary_stream:
-        return grpc.unary_stream_rpc_method_handler(stream(handler.unary_stream), **serializers)
-    return grpc.stream_stream_rpc_method_handler(stream(handler.stream_stream), **serializers)
+    make, behavior = shape(handler)
+    return make(
+        around(behavior),
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )

@@ -47,6 +47,16 @@ class Bad:
     """The record as it was, where its event is whole and only what stands beside it is not."""
 
 
+def whole(record: Good | Bad) -> Good | None:
+    """The record as it was stored; None: that is not known."""
+    return record if isinstance(record, Good) else record.mended
+
+
+def begin_of(record: Good | Bad) -> int:
+    """Its sequence, or the first of its range."""
+    return record.row[0] if isinstance(record, Good) else record.from_sequence
+
+
 def records(connection: sqlite3.Connection, first: int, last: int) -> Iterator[Good | Bad]:
     """All that stands from `first` to `last`, in order. Blocking; a snapshot for each step unless
     the connection is within a transaction. Texts of the connection are read as they stand from then
@@ -80,7 +90,7 @@ def census(connection: sqlite3.Connection) -> Census:
     changes how texts are read."""
     found = _Ranges()
     for record in records(connection, 0, LARGEST):
-        good = record if isinstance(record, Good) else record.mended
+        good = whole(record)
         if good is not None:
             found.add(good.row[0])
     strays: dict[int, Good] = {}
@@ -100,8 +110,7 @@ def census(connection: sqlite3.Connection) -> Census:
 def between(found: Iterable[Good | Bad], first: int, last: int) -> Iterator[Good | Bad]:
     """Those of these numbers."""
     for record in found:
-        number = record.row[0] if isinstance(record, Good) else record.from_sequence
-        if first <= number <= last:
+        if first <= begin_of(record) <= last:
             yield record
 
 
@@ -126,9 +135,8 @@ def placed(found: Iterable[Good | Bad], strays: dict[int, Good]) -> Iterator[Goo
 
     for record in found:
         if isinstance(record, Good) or record.mended is not None:
-            number = record.row[0] if isinstance(record, Good) else record.from_sequence
-            yield from until(number)
-            if waiting and waiting[0] == number:
+            yield from until(begin_of(record))
+            if waiting and waiting[0] == begin_of(record):
                 waiting.popleft()
             yield record
             continue
@@ -173,16 +181,14 @@ def _walk(connection: sqlite3.Connection, order: str) -> Iterator[Found]:
 
 def _by_itself(row: Found) -> Good | None:
     """The event of a row whatever number the row has; None: it is not whole."""
-    judgement = judged(row)
-    if isinstance(judgement, Good) or judgement.mended is not None:
-        return judgement if isinstance(judgement, Good) else judgement.mended
+    if (good := whole(judged(row))) is not None:
+        return good
     frame = row[6]
     try:
         own = event_of(frame).sequence
     except (DecodeError, IndexError, TypeError):
         return None
-    again = judged((own, *row[1:]))
-    return again if isinstance(again, Good) else again.mended
+    return whole(judged((own, *row[1:])))
 
 
 def with_hidden(

@@ -40,6 +40,7 @@ from flux_svc.tools.records import (
     in_their_places,
     placed,
     records,
+    whole,
     with_hidden,
 )
 from flux_svc.tools.verify import Progress
@@ -181,21 +182,21 @@ def _save(
     known = _or(lambda: load_stream(old, source), None)
     done.epoch_changed = torn or known is None
     create(fresh, known.epoch if known and not torn else uuid.uuid4().hex)
-    whole = census(old)
-    last = max(known.last_sequence if known else 0, whole.newest)
+    met = census(old)
+    last = max(known.last_sequence if known else 0, met.newest)
     states = _or(lambda: dict(old.execute("SELECT subject, last_sequence FROM subjects")), None)
     side = _SideFile(side_file)
     builder = _Builder(fresh)
-    first = min(one for one in (whole.oldest, known.floor if known else 0, last + 1) if one)
+    first = min(one for one in (met.oldest, known.floor if known else 0, last + 1) if one)
     # By the same steps as the census: a damaged number hides others from other searches.
     found = between(in_their_places(records(old, 0, LARGEST)), first, last)
     if not _or(lambda: _is_sound(old), False):
-        looked_at = min(last, whole.newest + _HIDDEN_BEHIND)
+        looked_at = min(last, met.newest + _HIDDEN_BEHIND)
         found = with_hidden(old, found, first, looked_at, _or(lambda: _removed(old), frozenset()))
-    found = placed(found, whole.strays)
+    found = placed(found, met.strays)
     fresh.execute("BEGIN IMMEDIATE")
     for record in found:
-        good = record if isinstance(record, Good) else record.mended
+        good = whole(record)
         if good is not None:
             builder.add(good)
             if builder.events % _BATCH == 0:
